@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The platform that vLLM sees: an out-of-tree device whose tensors live in CPU memory."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.logger import init_logger
+from vllm.platforms.interface import Platform, PlatformEnum
+
+from vllm_metal import checkpoint, envs, memory
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+    from vllm.v1.attention.selector import AttentionSelectorConfig
+
+logger = init_logger("vllm.metal")
+
+# `--compilation-config '{"backend": "mlx"}'` asks for the lowered path by name.
+COMPILATION_BACKEND = "mlx"
+
+
+class MetalPlatform(Platform):
+    _enum = PlatformEnum.OOT
+    # vLLM makes torch devices of these two names: what we hand it are CPU tensors.
+    device_name = "cpu"
+    device_type = "cpu"
+    dispatch_key = "CPU"
+    dist_backend = "gloo"
+    simple_compile_backend = "eager"
+
+    @property
+    def supported_dtypes(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    @classmethod
+    def get_device_name(cls, device_id: int = 0) -> str:
+        return "metal"
+
+    @classmethod
+    def get_device_total_memory(cls, device_id: int = 0) -> int:
+        return memory.total_memory()
+
+    @classmethod
+    def set_device(cls, device: torch.device) -> None:
+        pass
+
+    @classmethod
+    def manual_seed_all(cls, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    @classmethod
+    def inference_mode(cls) -> Any:
+        return torch.no_grad()
+
+    @classmethod
+    def is_pin_memory_available(cls) -> bool:
+        return False
+
+    @classmethod
+    def import_kernels(cls) -> None:
+        """vLLM is installed as pure Python: there are no compiled kernels."""
+
+    @classmethod
+    def import_ir_kernels(cls) -> None:
+        """vLLM's IR operators run as their native PyTorch versions."""
+
+    @classmethod
+    def register_triton_kernel_overrides(cls) -> None:
+        from vllm_metal import triton_overrides
+
+        triton_overrides.register()
+
+    @classmethod
+    def opaque_attention_op(cls) -> bool:
+        return True
+
+    @classmethod
+    def support_hybrid_kv_cache(cls) -> bool:
+        return True
+
+    @classmethod
+    def check_runner_kv_caches_multi_layer(cls) -> None:
+        """Layers find their cache by name, so several of one index are fine."""
+
+    @classmethod
+    def get_punica_wrapper(cls) -> str:
+        return "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
+
+    @classmethod
+    def get_attn_backend_cls(
+        cls,
+        selected_backend: "AttentionBackendEnum | None",
+        attn_selector_config: "AttentionSelectorConfig",
+        num_heads: int | None = None,
+    ) -> str:
+        from vllm_metal.attention import MetalAttentionBackend
+
+        if selected_backend is not None and selected_backend.name != "CUSTOM":
+            raise ValueError(
+                f"attention backend {selected_backend.name} does not run here; leave "
+                "--attention-backend out."
+            )
+        reasons = MetalAttentionBackend.validate_configuration(
+            device_capability=None,  # type: ignore[arg-type]
+            **attn_selector_config._asdict(),
+        )
+        if reasons:
+            raise ValueError(f"this model's attention can't run here: {', '.join(reasons)}.")
+        return f"{MetalAttentionBackend.__module__}.{MetalAttentionBackend.__qualname__}"
+
+    @classmethod
+    def apply_config_platform_defaults(cls, vllm_config: "VllmConfig") -> None:
+        # Before vLLM derives its other settings from the compilation mode. Its compiler needs
+        # inductor kernels for the device and stops on an out-of-tree platform.
+        from vllm.config import CompilationMode
+
+        compilation_config = vllm_config.compilation_config
+        if compilation_config.backend == COMPILATION_BACKEND and not envs.USE_MLX.value():
+            raise ValueError(
+                f"--compilation-config asks for the backend {COMPILATION_BACKEND} and "
+                f"{envs.USE_MLX.name}=0 asks for PyTorch: leave one of them out."
+            )
+        compilation_config.mode = CompilationMode.NONE
+
+    @classmethod
+    def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
+        envs.validate()
+        _refuse_unsupported(vllm_config)
+        vllm_config.scheduler_config.async_scheduling = False
+        if vllm_config.parallel_config.worker_cls == "auto":
+            vllm_config.parallel_config.worker_cls = "vllm_metal.worker.MetalWorker"
+        logger.info_once(
+            "metal: turned off what vLLM does for CUDA: its own compilation, asynchronous "
+            "scheduling, the V2 model runner"
+        )
+        cache_config = vllm_config.cache_config
+        if not cache_config.user_specified_block_size and envs.BLOCK_SIZE.name in os.environ:
+            cache_config.block_size = envs.BLOCK_SIZE.value()
+            cache_config.user_specified_block_size = True
+        if vllm_config.model_config is not None and os.path.isdir(vllm_config.model_config.model):
+            # Here, in the process that the user started, a bad file is the last line they read.
+            checkpoint.check_directory(vllm_config.model_config.model)
+
+
+def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
+    """An option that can't be honoured stops the server, with what to leave out."""
+    parallel_config = vllm_config.parallel_config
+    for option, size in (
+        ("--tensor-parallel-size", parallel_config.tensor_parallel_size),
+        ("--pipeline-parallel-size", parallel_config.pipeline_parallel_size),
+        ("--data-parallel-size", parallel_config.data_parallel_size),
+        ("--decode-context-parallel-size", parallel_config.decode_context_parallel_size),
+        ("--prefill-context-parallel-size", parallel_config.prefill_context_parallel_size),
+    ):
+        if size > 1:
+            raise ValueError(f"{option} {size}: vllm-metal runs on one device; leave it out.")
+    if vllm_config.use_v2_model_runner:
+        raise ValueError(
+            "vllm-metal runs on vLLM's V1 model runner: leave out VLLM_USE_V2_MODEL_RUNNER=1, "
+            "watermarking and HiSparse."
+        )

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of the engine: inputs, forward, logits, sample. All that leans on vLLM's V1 runner.
+
+vLLM's own runner does the batching, chunked prefill, prefix caching, log-probabilities, structured
+output, pooling and bookkeeping; this subclass says where the model, its KV cache and its numbers
+come from. vLLM calls, in a step,
+
+    execute_model    _prepare_inputs -> _model_forward -> hidden_states[logits_indices]
+                     -> model.compute_logits
+    sample_tokens    apply_grammar_bitmask -> _sample -> _bookkeeping_sync (-> prompt logprobs)
+
+The way to V2 (vllm/v1/worker/gpu/model_runner.py): it keeps the batch in a `RequestState` on the
+device and calls Triton kernels for the inputs, for which there must be overrides in
+triton_overrides.py; the hooks here become its `model`, `kv_cache` and `sampler` parts.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.outputs import SamplerOutput
+from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+from vllm_metal import checkpoint
+from vllm_metal.memory import MemoryBudget, human
+
+logger = init_logger("vllm.metal")
+
+
+class MetalModelRunner(CPUModelRunner):
+    """vLLM's runner on CPU tensors, with vLLM's PyTorch model: the reference for the lowered path."""
+
+    model: nn.Module
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, budget: MemoryBudget) -> None:
+        super().__init__(vllm_config, device)
+        self.budget = budget
+        self.weight_bytes = 0
+        self.load_seconds = 0.0
+
+    # ---- loading
+
+    def load_model(self, load_dummy_weights: bool = False) -> None:
+        if load_dummy_weights:
+            raise ValueError("elastic expert parallelism is not supported")
+        start = time.perf_counter()
+        self.model = self._load_model()
+        if self.lora_config:
+            self.model = self.load_lora_model(self.model, self.vllm_config, self.device)
+        if hasattr(self, "drafter") and hasattr(self.drafter, "load_model"):
+            self.drafter.load_model(self.model)
+        self._setup_eagle3_aux_hidden_state_outputs()
+        self.load_seconds = time.perf_counter() - start
+
+    def _load_model(self) -> nn.Module:
+        """The model with its weights; the lowered path captures, lowers and maps them instead."""
+        loader = get_model_loader(self.load_config)
+        tensors = self._check_checkpoint(loader)
+        with checkpoint.naming_bad_weights(loader, tensors):
+            model = loader.load_model(
+                vllm_config=self.vllm_config, model_config=self.model_config
+            )
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in model.state_dict().values()
+        }
+        self.weight_bytes = sum(storages.values())
+        return model
+
+    def _check_checkpoint(self, loader: Any) -> list[checkpoint.StoredTensor]:
+        """Downloads the checkpoint where needed, and refuses it when a file is damaged or when it
+        does not fit in memory, before a byte of it is loaded."""
+        if not isinstance(loader, DefaultModelLoader):
+            return []
+        folder, files, is_safetensors, _ = loader._prepare_weights(
+            self.model_config.model, None, self.model_config.revision, True, None
+        )
+        if not is_safetensors:
+            return []
+        names = {file.rsplit("/", 1)[-1] for file in files}
+        tensors = [t for t in checkpoint.check_directory(folder) if t.file.name in names]
+        needed = sum(tensor.loaded_bytes(self.model_config.dtype) for tensor in tensors)
+        if needed > self.budget.limit:
+            raise ValueError(
+                f"{self.model_config.model} needs {human(needed)} of weights and this machine "
+                f"gives {self.budget}. Use a 4-bit checkpoint (about {human(needed * 4.5 / 16)}) "
+                "or a smaller model."
+            )
+        return tensors
+
+    # ---- KV cache
+
+    def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, *args: Any, **kwargs: Any) -> None:
+        # torch.zeros of this size takes no memory before its pages are written.
+        size = max((tensor.size for tensor in kv_cache_config.kv_cache_tensors), default=0)
+        if self.weight_bytes + size > self.budget.limit:
+            raise ValueError(
+                f"{human(self.weight_bytes)} of weights and a KV cache of {human(size)} do not fit "
+                f"in {self.budget}: lower --num-gpu-blocks-override or --kv-cache-memory-bytes."
+            )
+        super().initialize_kv_cache(kv_cache_config, *args, **kwargs)
+        logger.info(
+            "metal: weights %s loaded in %.1f s; KV cache %s = %s tokens",
+            human(self.weight_bytes),
+            self.load_seconds,
+            human(size),
+            f"{num_cached_tokens(kv_cache_config):,}",
+        )
+
+    # ---- sampling
+
+    def _sample(
+        self, logits: torch.Tensor | None, spec_decode_metadata: SpecDecodeMetadata | None
+    ) -> SamplerOutput:
+        # A request whose prefill goes on draws a token that is thrown away: its seeded generator
+        # must not move, or the text would depend on how the prompt was cut.
+        states = {
+            index: generator.get_state()
+            for index, generator in self.input_batch.generators.items()
+            if self.discard_request_mask.np[index]
+        }
+        output = super()._sample(logits, spec_decode_metadata)
+        for index, state in states.items():
+            self.input_batch.generators[index].set_state(state)
+        return output
+
+    def _bookkeeping_sync(self, *args: Any, **kwargs: Any) -> Any:
+        # vLLM winds those generators back by an offset, which CPU generators do not have.
+        generators = self.input_batch.generators
+        discarded = np.nonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])[0]
+        aside = {int(i): generators.pop(int(i)) for i in discarded if int(i) in generators}
+        try:
+            return super()._bookkeeping_sync(*args, **kwargs)
+        finally:
+            generators.update(aside)
+
+
+def num_cached_tokens(kv_cache_config: KVCacheConfig) -> int:
+    """Tokens that fit in the cache; each takes a place in every group of layers."""
+    groups = kv_cache_config.kv_cache_groups
+    if not groups:
+        return 0
+    block_size = min(group.kv_cache_spec.block_size for group in groups)
+    return kv_cache_config.num_blocks // len(groups) * block_size
