@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `vllm_metal._core`: runs lowered plans on MLX.
+
+#[cfg(feature = "python")]
+mod bindings;
+pub mod mlx_version;
