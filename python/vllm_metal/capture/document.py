@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes captured graphs as an FX document: versioned JSON, the input of the lowering.
+
+The same graphs give the same bytes: nodes stand in execution order, names depend on nothing but the
+graph, keys are written in one order.
+"""
+
+import json
+from typing import Any
+
+import torch
+import vllm
+
+from vllm_metal.capture.encode import encode_argument, encode_dtype, encode_type
+from vllm_metal.capture.graph import GETITEM, Node
+from vllm_metal.capture.symbols import TOKEN_SYMBOL, SymbolNames
+
+FORMAT = "vllm-metal/fx"
+VERSION = 1
+
+
+def document_bytes(
+    architecture: str,
+    dtype: torch.dtype,
+    layers: dict[str, Any],
+    aliases: dict[str, str],
+    graphs: list[dict[str, Any]],
+) -> bytes:
+    """The whole document, UTF-8 JSON."""
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": architecture,
+        "dtype": encode_dtype(dtype),
+        "producer": {"torch": torch.__version__.split("+")[0], "vllm": vllm.__version__},
+        "layers": layers,
+        "aliases": aliases,
+        "graphs": graphs,
+    }
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def graph_json(
+    name: str, role: str, nodes: list[Node], names: SymbolNames, layers: frozenset[str]
+) -> dict[str, Any]:
+    """One graph; ``role`` says what its symbol counts."""
+    return {
+        "name": name,
+        "symbols": [{"name": TOKEN_SYMBOL, "role": role}],
+        "nodes": [_node_json(node, names, layers) for node in nodes],
+    }
+
+
+def _node_json(node: Node, names: SymbolNames, layers: frozenset[str]) -> dict[str, Any]:
+    if node.op == "placeholder":
+        path = {"path": node.path} if node.path else {}
+        value = encode_type(node.type)
+        return {"name": node.name, "op": node.op, "role": node.role, **path, "value": value}
+    args = encode_argument(node.args, names, layers)
+    if node.op == "output":
+        return {"name": node.name, "op": node.op, "args": args}
+    return {
+        "name": node.name,
+        "op": node.op,
+        "target": GETITEM if node.target == GETITEM else str(node.target),
+        "args": args,
+        "kwargs": {key: encode_argument(item, names, layers) for key, item in node.kwargs.items()},
+        "value": encode_type(node.type),
+        "module": node.module,
+        "source": node.source,
+    }

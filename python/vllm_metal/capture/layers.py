@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vLLM knows about each attention layer and the captured operators only name."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+
+from vllm_metal.capture.encode import encode_float
+
+
+def describe_layers(model: nn.Module, vllm_config: VllmConfig) -> dict[str, dict[str, Any]]:
+    """The document's ``layers``, from vLLM's static forward context, by layer name."""
+    context = vllm_config.compilation_config.static_forward_context
+    paths = {id(p): path for path, p in model.named_parameters()}
+    return {name: _describe(layer, paths) for name, layer in context.items()}
+
+
+def _describe(layer: nn.Module, parameter_paths: dict[int, str]) -> dict[str, Any]:
+    impl = getattr(layer, "impl", None)
+    if impl is None or not hasattr(layer, "num_kv_heads"):
+        return {"kind": type(layer).__name__}
+    sinks = getattr(impl, "sinks", None)
+    return {
+        "kind": "attention",
+        "num_heads": layer.num_heads,
+        "num_kv_heads": layer.num_kv_heads,
+        "head_size": layer.head_size,
+        "head_size_v": layer.head_size_v,
+        "scale": encode_float(float(impl.scale)),
+        "sliding_window": _window(layer.sliding_window),
+        "logits_soft_cap": _optional_float(getattr(impl, "logits_soft_cap", None)),
+        "alibi_slopes": _floats(getattr(impl, "alibi_slopes", None)),
+        "use_alibi_sqrt": bool(getattr(layer, "use_alibi_sqrt", False)),
+        "sinks": None if sinks is None else parameter_paths[id(sinks)],
+        "attn_type": str(getattr(layer.attn_type, "value", layer.attn_type)),
+        "kv_sharing_target": layer.kv_sharing_target_layer_name,
+    }
+
+
+def _window(window: Any) -> int | None:
+    """Tokens a query sees, itself included; vLLM writes it as a size or as (left, right)."""
+    if isinstance(window, (tuple, list)):
+        return None if window[0] < 0 else int(window[0]) + 1
+    return None if window is None or window < 0 else int(window)
+
+
+def _optional_float(value: float | None) -> Any:
+    # vLLM's back-ends use 0 for "no cap".
+    return None if not value else encode_float(float(value))
+
+
+def _floats(values: Any) -> Any:
+    if values is None:
+        return None
+    values = values.tolist() if isinstance(values, torch.Tensor) else values
+    return [encode_float(float(value)) for value in values]
