@@ -25,8 +25,10 @@ def required_mlx_version() -> str | None:
     except importlib.metadata.PackageNotFoundError:
         return None
     for requirement in map(Requirement, requirements):
-        if requirement.name == "mlx" and not requirement.extras:
-            return next((pin.version for pin in requirement.specifier if pin.operator == "=="), None)
+        if requirement.name == "mlx":
+            return next(
+                (pin.version for pin in requirement.specifier if pin.operator == "=="), None
+            )
     return None
 
 
