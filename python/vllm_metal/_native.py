@@ -64,7 +64,8 @@ def load() -> ModuleType:
             f"the native module vllm_metal._core can't be loaded with mlx {found}: {error}; "
             "install vllm-metal again, in a checkout with `./install.sh`"
         ) from error
-    refuse_other_mlx(core.mlx_version(), core.MLX_VERSION)
+    for version in (found, core.mlx_version()):
+        refuse_other_mlx(version, core.MLX_VERSION)
     return core
 
 

@@ -10,6 +10,7 @@ result has the files of vLLM's own `VLLM_TARGET_DEVICE=empty` build, which exist
 from __future__ import annotations
 
 import base64
+import csv
 import email
 import email.message
 import email.policy
@@ -161,10 +162,12 @@ def write_wheel(path: Path, files: dict[str, bytes]) -> None:
     """Writes a wheel with a RECORD; the same files always give the same bytes."""
     record = f"{DIST_INFO}/RECORD"
     lines = io.StringIO()
+    # Some of vLLM's file names have commas.
+    rows = csv.writer(lines, lineterminator="\n")
     for name, content in sorted(files.items()):
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-        lines.write(f"{name},sha256={digest},{len(content)}\n")
-    lines.write(f"{record},,\n")
+        rows.writerow([name, f"sha256={digest}", len(content)])
+    rows.writerow([record, "", ""])
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, content in [*sorted(files.items()), (record, lines.getvalue().encode())]:
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
