@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One FX graph to one IR graph.
+
+use super::call::{Call, Item};
+use super::document::{Arg, FxDim, FxGraph, FxNode, FxValue, NodeOp, Role, parse_dtype};
+use super::storage::{Storages, Tensor};
+use super::{create, index, pointwise, product, reduce, shape, vllm};
+use crate::error::{Error, Result};
+use crate::ir::{Builder, Dim, Graph, Op, Source, TensorType, Value, verify};
+use crate::lower::Options;
+use crate::plan::{AttentionLayer, Binding, Symbol};
+use serde::Serialize;
+use serde_json::json;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// A node that runs in PyTorch, and why.
+#[derive(Clone, Debug, Serialize)]
+pub struct Fallback {
+    pub target: String,
+    pub reason: String,
+    #[serde(rename = "where")]
+    pub location: Source,
+}
+
+/// An imported graph with what it takes from outside.
+pub struct ImportedGraph {
+    pub name: String,
+    pub symbols: Vec<Symbol>,
+    pub inputs: Vec<Binding>,
+    pub parameters: Vec<Binding>,
+    pub graph: Graph,
+    pub fallbacks: Vec<Fallback>,
+    /// FX nodes of the captured graph.
+    pub captured_nodes: usize,
+}
+
+/// The state of an import.
+pub struct Importer<'a> {
+    pub builder: Builder,
+    pub storages: Storages,
+    pub layers: &'a [AttentionLayer],
+    symbols: &'a [super::document::FxSymbol],
+}
+
+/// Imports one graph.
+pub fn import_graph(fx: &FxGraph, layers: &[AttentionLayer], options: &Options) -> Result<ImportedGraph> {
+    let mut importer = Importer {
+        builder: Builder::default(),
+        storages: Storages::default(),
+        layers,
+        symbols: &fx.symbols,
+    };
+    let mut known: HashMap<&str, Item> = HashMap::new();
+    let mut inputs = Vec::new();
+    let mut parameters = Vec::new();
+    let mut fallbacks = Vec::new();
+    let mut outputs = Vec::new();
+    for node in &fx.nodes {
+        let location = Rc::new(Source {
+            node: node.name.clone(),
+            target: node.target.clone(),
+            module: node.module.clone(),
+            line: node.source.clone(),
+        });
+        let failed = |reason: String| Error::Node { reason, location: (*location).clone() };
+        importer.builder.source = Some(location.clone());
+        let item = match node.op {
+            NodeOp::Placeholder => {
+                let (op, bindings, name) = match node.role {
+                    Some(Role::Input) => (Op::Input(inputs.len() as u32), &mut inputs, &node.name),
+                    Some(Role::Parameter | Role::Buffer) => {
+                        let path = node.path.as_ref().ok_or_else(|| failed("a parameter without a path".into()))?;
+                        (Op::Parameter(parameters.len() as u32), &mut parameters, path)
+                    }
+                    None => return Err(failed("a placeholder without a role".into())),
+                };
+                match &node.value {
+                    Some(FxValue::Tensor { dtype, shape }) => {
+                        let value = importer.tensor_type(dtype, shape).map_err(failed)?;
+                        bindings.push(Binding { name: name.clone(), value: value.clone() });
+                        let id = importer.builder.node(op, &[], vec![value]);
+                        Item::Tensor(importer.storages.fresh(Value { node: id, output: 0 }))
+                    }
+                    Some(FxValue::Scalar { expr: Some(expr), .. }) => {
+                        Item::Size(importer.dim(expr).map_err(failed)?)
+                    }
+                    _ => return Err(failed("a placeholder without a tensor's dtype and shape".into())),
+                }
+            }
+            NodeOp::Call => {
+                let call = resolve_call(&importer, node, &known).map_err(failed)?;
+                match importer.lower(&call) {
+                    Ok(item) => item,
+                    Err(reason) => {
+                        let fallback = Fallback {
+                            target: node.target.clone(),
+                            reason: reason.clone(),
+                            location: (*location).clone(),
+                        };
+                        if options.refuse_fallback {
+                            return Err(Error::Unsupported {
+                                target: fallback.target,
+                                reason,
+                                location: fallback.location,
+                            });
+                        }
+                        fallbacks.push(fallback);
+                        importer.island(&call, &known).map_err(|cause| {
+                            failed(format!("{} cannot be lowered ({reason}) and cannot run in PyTorch: {cause}", node.target))
+                        })?
+                    }
+                }
+            }
+            NodeOp::Output => {
+                let items = node.args.iter().map(|arg| resolve(&importer, arg, &known));
+                let items: Result<Vec<Item>, String> = items.collect();
+                for item in flatten(&items.map_err(failed)?) {
+                    outputs.push(importer.value(&item).map_err(failed)?);
+                }
+                Item::None
+            }
+        };
+        known.insert(&node.name, item);
+    }
+    let mut graph = importer.builder.graph;
+    graph.outputs = outputs;
+    let mut graph = graph.canonical();
+    let inputs = renumber(&mut graph, &inputs, |op| match op {
+        Op::Input(index) => Some((*index, Op::Input as fn(u32) -> Op)),
+        _ => None,
+    });
+    let parameters = renumber(&mut graph, &parameters, |op| match op {
+        Op::Parameter(index) => Some((*index, Op::Parameter as fn(u32) -> Op)),
+        _ => None,
+    });
+    verify(&graph).map_err(|reason| Error::Verifier { stage: "import", reason })?;
+    Ok(ImportedGraph {
+        name: fx.name.clone(),
+        symbols: fx
+            .symbols
+            .iter()
+            .map(|symbol| Symbol { name: symbol.name.clone(), role: symbol.role.clone() })
+            .collect(),
+        inputs,
+        parameters,
+        graph,
+        fallbacks,
+        captured_nodes: fx.nodes.len(),
+    })
+}
+
+/// Numbers leaves in the order of their first use, and lists their bindings in it.
+fn renumber(
+    graph: &mut Graph,
+    bindings: &[Binding],
+    leaf: impl Fn(&Op) -> Option<(u32, fn(u32) -> Op)>,
+) -> Vec<Binding> {
+    let mut order: Vec<u32> = Vec::new();
+    graph.map_leaves(|op| {
+        let (index, make) = leaf(op)?;
+        let position = order.iter().position(|known| *known == index).unwrap_or_else(|| {
+            order.push(index);
+            order.len() - 1
+        });
+        Some(make(position as u32))
+    });
+    order.iter().map(|index| bindings[*index as usize].clone()).collect()
+}
+
+fn flatten(items: &[Item]) -> Vec<Item> {
+    items
+        .iter()
+        .flat_map(|item| match item {
+            Item::Tuple(items) => flatten(items),
+            Item::None => Vec::new(),
+            other => vec![other.clone()],
+        })
+        .collect()
+}
+
+fn resolve_call<'a>(
+    importer: &Importer,
+    node: &'a FxNode,
+    known: &HashMap<&str, Item>,
+) -> Result<Call<'a>, String> {
+    let args: Result<Vec<Item>, String> =
+        node.args.iter().map(|arg| resolve(importer, arg, known)).collect();
+    let kwargs: Result<Vec<(&str, Item)>, String> = node
+        .kwargs
+        .iter()
+        .map(|(name, arg)| Ok((name.as_str(), resolve(importer, arg, known)?)))
+        .collect();
+    Ok(Call { node, args: args?, kwargs: kwargs? })
+}
+
+fn resolve(importer: &Importer, arg: &Arg, known: &HashMap<&str, Item>) -> Result<Item, String> {
+    Ok(match arg {
+        Arg::None => Item::None,
+        Arg::Bool(flag) => Item::Bool(*flag),
+        Arg::Int(value) => Item::Size(Dim::Fixed(*value)),
+        Arg::Float(value) => Item::Float(*value),
+        Arg::Node(name) => {
+            known.get(name.as_str()).cloned().ok_or_else(|| format!("{name} is used before it is defined"))?
+        }
+        Arg::List(items) => {
+            let items: Result<Vec<Item>, String> =
+                items.iter().map(|item| resolve(importer, item, known)).collect();
+            Item::Tuple(items?)
+        }
+        Arg::Str(text) => Item::Str(text.clone()),
+        Arg::DType(_) => Item::DType,
+        Arg::Layer(name) => Item::Layer(name.clone()),
+        Arg::Expression(text) => Item::Size(parse_expression(text, importer.symbols)?),
+        Arg::Device(_) | Arg::Other(_) => Item::Other,
+    })
+}
+
+impl Importer<'_> {
+    /// Lowers a call, or says why it cannot.
+    fn lower(&mut self, call: &Call) -> Result<Item, String> {
+        let families = [
+            shape::lower,
+            pointwise::lower,
+            product::lower,
+            reduce::lower,
+            index::lower,
+            create::lower,
+            vllm::lower,
+        ];
+        for family in families {
+            if let Some(result) = family(self, call) {
+                return result;
+            }
+        }
+        Err("no lowering is registered for it".into())
+    }
+
+    /// The value of a tensor argument.
+    pub fn value(&mut self, item: &Item) -> Result<Value, String> {
+        match item {
+            Item::Tensor(tensor) => self.storages.read(&mut self.builder, tensor),
+            other => Err(format!("{other:?} where a tensor is expected")),
+        }
+    }
+
+    /// A new tensor.
+    pub fn fresh(&mut self, value: Value) -> Item {
+        Item::Tensor(self.storages.fresh(value))
+    }
+
+    /// A view of a tensor argument.
+    pub fn view(&mut self, item: &Item, step: Op) -> Result<Item, String> {
+        Ok(Item::Tensor(self.storages.view(&mut self.builder, tensor(item)?, step)?))
+    }
+
+    /// Writes a tensor argument and yields it.
+    pub fn write(&mut self, item: &Item, new: Value) -> Result<Item, String> {
+        self.storages.write(&mut self.builder, tensor(item)?, new)?;
+        Ok(item.clone())
+    }
+
+    /// A size from its text.
+    pub fn dim(&self, dim: &FxDim) -> Result<Dim, String> {
+        match dim {
+            FxDim::Number(value) => Ok(Dim::Fixed(*value)),
+            FxDim::Expression(text) => parse_expression(text, self.symbols),
+        }
+    }
+
+    /// A tensor's type from its recorded dtype and shape.
+    pub fn tensor_type(&self, dtype: &str, shape: &[FxDim]) -> Result<TensorType, String> {
+        let shape: Result<Vec<Dim>, String> = shape.iter().map(|dim| self.dim(dim)).collect();
+        Ok(TensorType { dtype: parse_dtype(dtype)?, shape: shape? })
+    }
+
+    /// The call as an operator that PyTorch runs. Arguments are written as in the document, with
+    /// tensors as `{"operand": i}`.
+    fn island(&mut self, call: &Call, known: &HashMap<&str, Item>) -> Result<Item, String> {
+        if !call.node.mutates.is_empty() {
+            return Err("it writes to its arguments".into());
+        }
+        let mut operands = Vec::new();
+        let args: Result<Vec<_>, String> =
+            call.node.args.iter().map(|arg| self.island_arg(arg, known, &mut operands)).collect();
+        let kwargs: Result<serde_json::Map<_, _>, String> = call
+            .node
+            .kwargs
+            .iter()
+            .map(|(name, arg)| Ok((name.clone(), self.island_arg(arg, known, &mut operands)?)))
+            .collect();
+        let arguments = json!({"args": args?, "kwargs": kwargs?}).to_string();
+        let value = call.node.value.clone().ok_or("its result's type is not recorded")?;
+        let mut types = Vec::new();
+        self.island_types(&value, &mut types)?;
+        let op = Op::Island { target: call.node.target.clone(), arguments };
+        let node = self.builder.node(op, &operands, types);
+        let mut output = 0;
+        self.island_item(&value, node, &mut output)
+    }
+
+    fn island_arg(
+        &mut self,
+        arg: &Arg,
+        known: &HashMap<&str, Item>,
+        operands: &mut Vec<Value>,
+    ) -> Result<serde_json::Value, String> {
+        Ok(match arg {
+            Arg::None => json!(null),
+            Arg::Bool(flag) => json!(flag),
+            Arg::Int(value) => json!(value),
+            Arg::Float(value) => json!({"float": format!("{value:?}")}),
+            Arg::Str(text) => json!({"str": text}),
+            Arg::DType(name) => json!({"dtype": name}),
+            Arg::Device(name) => json!({"device": name}),
+            Arg::Layer(name) => json!({"layer": name}),
+            Arg::Expression(text) => json!({"size": parse_expression(text, self.symbols)?}),
+            Arg::Other(text) => return Err(format!("its argument {text} has no textual form")),
+            Arg::List(items) => {
+                let items: Result<Vec<_>, String> =
+                    items.iter().map(|item| self.island_arg(item, known, operands)).collect();
+                json!(items?)
+            }
+            Arg::Node(name) => match known.get(name.as_str()) {
+                Some(item @ Item::Tensor(_)) => {
+                    operands.push(self.value(item)?);
+                    json!({"operand": operands.len() - 1})
+                }
+                Some(Item::Size(Dim::Fixed(value))) => json!(value),
+                Some(Item::Size(dim)) => json!({"size": dim}),
+                Some(Item::Float(value)) => json!({"float": format!("{value:?}")}),
+                Some(Item::Bool(flag)) => json!(flag),
+                Some(Item::None) => json!(null),
+                other => return Err(format!("its argument {name} is {other:?}")),
+            },
+        })
+    }
+
+    fn island_types(&self, value: &FxValue, types: &mut Vec<TensorType>) -> Result<(), String> {
+        match value {
+            FxValue::Tensor { dtype, shape } => types.push(self.tensor_type(dtype, shape)?),
+            FxValue::Tuple { tuple } => {
+                for value in tuple.iter().flatten() {
+                    self.island_types(value, types)?;
+                }
+            }
+            FxValue::Scalar { scalar, .. } => return Err(format!("it yields a {scalar} that decides shapes")),
+        }
+        Ok(())
+    }
+
+    fn island_item(&mut self, value: &FxValue, node: crate::ir::NodeId, output: &mut u32) -> Result<Item, String> {
+        Ok(match value {
+            FxValue::Tuple { tuple } => {
+                let items: Result<Vec<Item>, String> = tuple
+                    .iter()
+                    .map(|value| match value {
+                        Some(value) => self.island_item(value, node, output),
+                        None => Ok(Item::None),
+                    })
+                    .collect();
+                Item::Tuple(items?)
+            }
+            _ => {
+                let item = self.fresh(Value { node, output: *output });
+                *output += 1;
+                item
+            }
+        })
+    }
+}
+
+fn tensor(item: &Item) -> Result<&Tensor, String> {
+    match item {
+        Item::Tensor(tensor) => Ok(tensor),
+        other => Err(format!("{other:?} where a tensor is expected")),
+    }
+}
+
+/// Sums of products of numbers and symbols, as sympy prints them: `2*s0 + 1`.
+fn parse_expression(text: &str, symbols: &[super::document::FxSymbol]) -> Result<Dim, String> {
+    let unknown = || format!("size {text:?} is not affine in one symbol");
+    let mut sum = Dim::Fixed(0);
+    for term in text.replace('-', "+-").split('+').map(str::trim).filter(|term| !term.is_empty()) {
+        let mut value = Dim::Fixed(1);
+        for factor in term.split('*').map(str::trim) {
+            let (sign, factor) = match factor.strip_prefix('-') {
+                Some(rest) => (-1, rest.trim()),
+                None => (1, factor),
+            };
+            let factor = match factor.parse::<i64>() {
+                Ok(number) => Dim::Fixed(number),
+                Err(_) => {
+                    let position = symbols.iter().position(|symbol| symbol.name == factor);
+                    Dim::symbol(position.ok_or_else(unknown)? as u32)
+                }
+            };
+            let factor = factor.checked_mul(Dim::Fixed(sign)).ok_or_else(unknown)?;
+            value = value.checked_mul(factor).ok_or_else(unknown)?;
+        }
+        sum = sum.checked_add(value).ok_or_else(unknown)?;
+    }
+    Ok(sum)
+}

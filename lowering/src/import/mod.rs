@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//! FX document to IR: every ATen and vLLM operator becomes IR operators, mutations become values,
+//! effects keep their order, and what the lowering does not know becomes an island.
+
+mod call;
+mod create;
+mod document;
+mod graph;
+mod index;
+mod pointwise;
+mod product;
+mod reduce;
+mod shape;
+mod storage;
+mod vllm;
+
+pub use document::{Document, FORMAT, VERSION};
+pub use graph::{Fallback, ImportedGraph};
+
+use crate::error::{Error, Result};
+use crate::ir::Float;
+use crate::lower::Options;
+use crate::plan::AttentionLayer;
+
+/// A whole imported model.
+pub struct Program {
+    pub architecture: String,
+    pub dtype: String,
+    pub layers: Vec<AttentionLayer>,
+    pub graphs: Vec<ImportedGraph>,
+}
+
+/// Imports every graph of the document.
+pub fn import(document: &Document, options: &Options) -> Result<Program> {
+    let layers = layers(document)?;
+    let graphs: Result<Vec<ImportedGraph>> =
+        document.graphs.iter().map(|fx| graph::import_graph(fx, &layers, options)).collect();
+    Ok(Program {
+        architecture: document.architecture.clone(),
+        dtype: document.dtype.clone(),
+        layers,
+        graphs: graphs?,
+    })
+}
+
+/// The layers in the order of their first use, so that renaming layers does not change a plan's shape.
+fn layers(document: &Document) -> Result<Vec<AttentionLayer>> {
+    let mut names: Vec<&String> = Vec::new();
+    let calls = document.graphs.iter().flat_map(|graph| &graph.nodes);
+    for arg in calls.flat_map(|node| node.args.iter().chain(node.kwargs.values())) {
+        if let document::Arg::Layer(name) = arg
+            && !names.contains(&name)
+        {
+            names.push(name);
+        }
+    }
+    names
+        .into_iter()
+        .map(|name| {
+            let layer = document.layers.get(name).ok_or_else(|| Error::Malformed {
+                what: "FX document",
+                reason: format!("layer {name} is used and not described"),
+            })?;
+            if layer.kind != "attention" {
+                return Err(Error::Malformed {
+                    what: "FX document",
+                    reason: format!("layer {name} is of unknown kind {:?}", layer.kind),
+                });
+            }
+            let float = |arg: &document::FloatArg| -> Float { arg.value };
+            Ok(AttentionLayer {
+                name: name.clone(),
+                num_heads: layer.num_heads,
+                num_kv_heads: layer.num_kv_heads,
+                head_size: layer.head_size,
+                head_size_v: layer.head_size_v,
+                scale: layer.scale.value,
+                sliding_window: layer.sliding_window,
+                logits_soft_cap: layer.logits_soft_cap.as_ref().map(float),
+                alibi_slopes: layer.alibi_slopes.as_ref().map(|slopes| slopes.iter().map(float).collect()),
+                sinks: layer.sinks.clone(),
+                attn_type: layer.attn_type.clone(),
+                kv_sharing_target: layer.kv_sharing_target.clone(),
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Reductions, scans, sorting, softmax and normalisation.
+
+use super::call::{Call, Item};
+use super::graph::Importer;
+use crate::ir::{Binary, DType, Float, Op, Reduction, Scalar, Unary, Value};
+
+/// Lowers the call if it is one of this family.
+pub fn lower(importer: &mut Importer, call: &Call) -> Option<Result<Item, String>> {
+    let name = call.target().strip_prefix("aten.")?;
+    Some(match name {
+        "sum.default" | "sum.dim_IntList" => reduce(importer, call, Reduction::Sum),
+        "mean.default" | "mean.dim" => reduce(importer, call, Reduction::Mean),
+        "amax.default" | "max.default" => reduce(importer, call, Reduction::Max),
+        "amin.default" | "min.default" => reduce(importer, call, Reduction::Min),
+        "prod.default" | "prod.dim_int" => reduce(importer, call, Reduction::Prod),
+        "all.default" | "all.dim" => reduce(importer, call, Reduction::All),
+        "any.default" | "any.dim" => reduce(importer, call, Reduction::Any),
+        "argmax.default" => arg_reduce(importer, call, Reduction::Argmax),
+        "argmin.default" => arg_reduce(importer, call, Reduction::Argmin),
+        "max.dim" => reduce_with_indices(importer, call, Reduction::Max, Reduction::Argmax),
+        "min.dim" => reduce_with_indices(importer, call, Reduction::Min, Reduction::Argmin),
+        "_softmax.default" | "softmax.int" | "_safe_softmax.default" => softmax(importer, call),
+        "_log_softmax.default" | "log_softmax.int" => log_softmax(importer, call),
+        "cumsum.default" => cumsum(importer, call),
+        "sort.default" => sort(importer, call),
+        "topk.default" => topk(importer, call),
+        "native_layer_norm.default" | "layer_norm.default" => layer_norm(importer, call),
+        "rms_norm.default" | "_fused_rms_norm.default" => rms_norm(importer, call),
+        "var.correction" => variance(importer, call),
+        "linalg_vector_norm.default" => vector_norm(importer, call),
+        _ => return None,
+    })
+}
+
+fn cast_in(importer: &mut Importer, x: &Item, dtype: DType) -> Result<Value, String> {
+    let value = importer.value(x)?;
+    importer.builder.cast(value, dtype)
+}
+
+fn reduce(importer: &mut Importer, call: &Call, function: Reduction) -> Result<Item, String> {
+    let [x, dim, keepdim, _] = call.bind(["self", "dim", "keepdim", "dtype"])?;
+    let dtype = call.result_dtype()?;
+    let value = match function {
+        Reduction::All | Reduction::Any => importer.value(&x)?,
+        _ => cast_in(importer, &x, dtype)?,
+    };
+    let rank = importer.builder.shape(value).len();
+    let axes = if rank == 0 { Vec::new() } else { dim.axes(rank)? };
+    let result = importer.builder.reduce(function, value, axes, keepdim.bool_or(false)?)?;
+    let result = importer.builder.cast(result, dtype)?;
+    Ok(importer.fresh(result))
+}
+
+fn arg_reduce(importer: &mut Importer, call: &Call, function: Reduction) -> Result<Item, String> {
+    let [x, dim, keepdim] = call.bind(["self", "dim", "keepdim"])?;
+    let mut value = importer.value(&x)?;
+    let mut rank = importer.builder.shape(value).len();
+    if dim.is_none() {
+        let total = importer.builder.num_elements(value).ok_or("a tensor with two symbolic sizes")?;
+        value = importer.builder.reshape(value, vec![total])?;
+        rank = 1;
+    }
+    let axis = dim.axis(rank, 0)?;
+    let keepdims = keepdim.bool_or(false)? && !dim.is_none();
+    let result = importer.builder.reduce(function, value, vec![axis], keepdims)?;
+    Ok(importer.fresh(result))
+}
+
+fn reduce_with_indices(importer: &mut Importer, call: &Call, of: Reduction, index: Reduction) -> Result<Item, String> {
+    let [x, dim, keepdim] = call.bind(["self", "dim", "keepdim"])?;
+    let value = importer.value(&x)?;
+    let axes = vec![dim.axis(importer.builder.shape(value).len(), 0)?];
+    let keepdims = keepdim.bool_or(false)?;
+    let best = importer.builder.reduce(of, value, axes.clone(), keepdims)?;
+    let place = importer.builder.reduce(index, value, axes, keepdims)?;
+    Ok(Item::Tuple(vec![importer.fresh(best), importer.fresh(place)]))
+}
+
+fn softmax(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, dim, _] = call.bind(["self", "dim", "dtype"])?;
+    let value = cast_in(importer, &x, call.result_dtype()?)?;
+    let axis = dim.axis(importer.builder.shape(value).len(), -1)?;
+    let result = importer.builder.add(Op::Softmax { axis }, &[value])?;
+    Ok(importer.fresh(result))
+}
+
+fn log_softmax(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, dim, _] = call.bind(["self", "dim", "dtype"])?;
+    let dtype = call.result_dtype()?;
+    let value = cast_in(importer, &x, DType::Float32)?;
+    let builder = &mut importer.builder;
+    let axes = vec![dim.axis(builder.shape(value).len(), -1)?];
+    let peak = builder.reduce(Reduction::Max, value, axes.clone(), true)?;
+    let shifted = builder.binary(Binary::Sub, value, peak)?;
+    let powers = builder.unary(Unary::Exp, shifted)?;
+    let total = builder.reduce(Reduction::Sum, powers, axes, true)?;
+    let log = builder.unary(Unary::Log, total)?;
+    let result = builder.binary(Binary::Sub, shifted, log)?;
+    let result = builder.cast(result, dtype)?;
+    Ok(importer.fresh(result))
+}
+
+fn cumsum(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, dim, _] = call.bind(["self", "dim", "dtype"])?;
+    let value = cast_in(importer, &x, call.result_dtype()?)?;
+    let axis = dim.axis(importer.builder.shape(value).len(), 0)?;
+    let result = importer.builder.add(Op::Cumsum { axis }, &[value])?;
+    Ok(importer.fresh(result))
+}
+
+fn pair(importer: &mut Importer, value: Value) -> Item {
+    let indices = Value { node: value.node, output: 1 };
+    Item::Tuple(vec![importer.fresh(value), importer.fresh(indices)])
+}
+
+fn sort(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, dim, descending] = call.bind(["self", "dim", "descending"])?;
+    let value = importer.value(&x)?;
+    let axis = dim.axis(importer.builder.shape(value).len(), -1)?;
+    let op = Op::Sort { axis, descending: descending.bool_or(false)? };
+    let result = importer.builder.add(op, &[value])?;
+    Ok(pair(importer, result))
+}
+
+fn topk(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, k, dim, largest, _sorted] = call.bind(["self", "k", "dim", "largest", "sorted"])?;
+    if !largest.bool_or(true)? {
+        return Err("the smallest k".into());
+    }
+    let value = importer.value(&x)?;
+    let axis = dim.axis(importer.builder.shape(value).len(), -1)?;
+    let result = importer.builder.add(Op::Topk { axis, k: k.int()? }, &[value])?;
+    Ok(pair(importer, result))
+}
+
+/// Weights of a normalisation over the last axis, or why it is another one.
+fn norm_operands(importer: &mut Importer, x: Value, shape: &Item, weights: [&Item; 2]) -> Result<Vec<Value>, String> {
+    let dims = shape.dims()?;
+    if dims.len() != 1 || importer.builder.shape(x).last() != dims.first() {
+        return Err("a normalisation over several axes".into());
+    }
+    let mut operands = vec![x];
+    match weights {
+        [Item::None, Item::None] => {}
+        [weight, Item::None] => operands.push(importer.value(weight)?),
+        [Item::None, _] => return Err("a normalisation with a bias and no weight".into()),
+        [weight, bias] => operands.extend([importer.value(weight)?, importer.value(bias)?]),
+    }
+    Ok(operands)
+}
+
+fn layer_norm(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, shape, weight, bias, eps, _] =
+        call.bind(["input", "normalized_shape", "weight", "bias", "eps", "cudnn_enable"])?;
+    let value = importer.value(&x)?;
+    let operands = norm_operands(importer, value, &shape, [&weight, &bias])?;
+    let eps = Float::new(eps.float_or(1e-5)?);
+    let result = importer.builder.add(Op::LayerNorm { eps }, &operands)?;
+    let result = importer.fresh(result);
+    // The native form also yields mean and deviation, which only training reads.
+    let native = call.target() == "aten.native_layer_norm.default";
+    Ok(if native { Item::Tuple(vec![result, Item::None, Item::None]) } else { result })
+}
+
+fn rms_norm(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, shape, weight, eps] = call.bind(["input", "normalized_shape", "weight", "eps"])?;
+    let value = importer.value(&x)?;
+    let operands = norm_operands(importer, value, &shape, [&weight, &Item::None])?;
+    let default = match importer.builder.dtype(value) {
+        DType::Float16 => 2f64.powi(-10),
+        DType::Bfloat16 => 2f64.powi(-7),
+        _ => f64::from(f32::EPSILON),
+    };
+    let eps = Float::new(eps.float_or(default)?);
+    let result = importer.builder.add(Op::RmsNorm { eps }, &operands)?;
+    let result = importer.fresh(result);
+    let fused = call.target() == "aten._fused_rms_norm.default";
+    Ok(if fused { Item::Tuple(vec![result, Item::None]) } else { result })
+}
+
+fn variance(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, dim, correction, keepdim] = call.bind(["self", "dim", "correction", "keepdim"])?;
+    let dtype = call.result_dtype()?;
+    let value = cast_in(importer, &x, DType::Float32)?;
+    let builder = &mut importer.builder;
+    let shape = builder.shape(value).to_vec();
+    let axes = dim.axes(shape.len())?;
+    let count: Option<i64> = axes.iter().try_fold(1, |total, axis| Some(total * shape[*axis].fixed()?));
+    let count = count.ok_or("a variance over a symbolic size")? as f64;
+    let divisor = count - correction.float_or(1.0)?;
+    let mean = builder.reduce(Reduction::Mean, value, axes.clone(), true)?;
+    let centred = builder.binary(Binary::Sub, value, mean)?;
+    let square = builder.unary(Unary::Square, centred)?;
+    let total = builder.reduce(Reduction::Sum, square, axes, keepdim.bool_or(false)?)?;
+    let divisor = builder.scalar(Scalar::Float(Float::new(divisor)), DType::Float32);
+    let result = builder.binary(Binary::Div, total, divisor)?;
+    let result = builder.cast(result, dtype)?;
+    Ok(importer.fresh(result))
+}
+
+fn vector_norm(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, order, dim, keepdim, _] = call.bind(["self", "ord", "dim", "keepdim", "dtype"])?;
+    if order.float_or(2.0)? != 2.0 {
+        return Err(format!("a norm of order {order:?}"));
+    }
+    let dtype = call.result_dtype()?;
+    let value = cast_in(importer, &x, DType::Float32)?;
+    let builder = &mut importer.builder;
+    let axes = dim.axes(builder.shape(value).len())?;
+    let square = builder.unary(Unary::Square, value)?;
+    let total = builder.reduce(Reduction::Sum, square, axes, keepdim.bool_or(false)?)?;
+    let result = builder.unary(Unary::Sqrt, total)?;
+    let result = builder.cast(result, dtype)?;
+    Ok(importer.fresh(result))
+}

@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Views, sizes and movements.
+
+use super::call::{Call, Item, normalise_axis};
+use super::graph::Importer;
+use crate::ir::{Dim, Op, Value, product};
+
+type Lowered = Option<Result<Item, String>>;
+
+/// Lowers the call if it is one of this family.
+pub fn lower(importer: &mut Importer, call: &Call) -> Lowered {
+    Some(match call.target() {
+        "getitem" => getitem(call),
+        "aten.sym_size.int" => sym_size(importer, call),
+        "sym.add" | "sym.sub" | "sym.mul" | "sym.floordiv" | "sym.neg" => sym_arithmetic(call),
+        "aten.alias.default" | "aten.detach.default" | "aten.lift_fresh_copy.default" | "aten.lift_fresh.default" => {
+            call.bind(["self"]).map(|[x]| x)
+        }
+        "aten.clone.default" | "aten.contiguous.default" => {
+            call.bind(["self"]).and_then(|[x]| Ok(importer.value(&x)?)).map(|x| importer.fresh(x))
+        }
+        "aten.view.default" | "aten.reshape.default" | "aten._unsafe_view.default" | "aten.view_copy.default" => {
+            view(importer, call)
+        }
+        "aten.flatten.using_ints" => flatten(importer, call),
+        "aten.unflatten.int" => unflatten(importer, call),
+        "aten.unsqueeze.default" => unsqueeze(importer, call),
+        "aten.squeeze.dim" | "aten.squeeze.dims" | "aten.squeeze.default" => squeeze(importer, call),
+        "aten.t.default" | "aten.transpose.int" => transpose(importer, call),
+        "aten.permute.default" => permute(importer, call),
+        "aten.movedim.int" => movedim(importer, call),
+        "aten.expand.default" => expand(importer, call),
+        "aten.expand_as.default" | "aten.broadcast_to.default" => expand(importer, call),
+        "aten.slice.Tensor" => slice(importer, call),
+        "aten.narrow.default" => narrow(importer, call),
+        "aten.select.int" => select(importer, call),
+        "aten.split.Tensor" | "aten.split_with_sizes.default" | "aten.chunk.default" | "aten.unsafe_split.Tensor"
+        | "aten.unsafe_chunk.default" | "aten.split.sizes" => split(importer, call),
+        "aten.unbind.int" => unbind(importer, call),
+        "aten.cat.default" | "aten.concat.default" => cat(importer, call),
+        "aten.stack.default" => stack(importer, call),
+        "aten.repeat.default" => repeat(importer, call),
+        "aten.repeat_interleave.self_int" => repeat_interleave(importer, call),
+        "aten.constant_pad_nd.default" => constant_pad(importer, call),
+        "aten.tril.default" | "aten.triu.default" => triangle(importer, call),
+        _ => return None,
+    })
+}
+
+fn getitem(call: &Call) -> Result<Item, String> {
+    let [tuple, index] = call.bind(["self", "index"])?;
+    let index = usize::try_from(index.int()?).map_err(|_| "a negative index")?;
+    tuple.list()?.get(index).cloned().ok_or_else(|| format!("no element {index}"))
+}
+
+fn sym_size(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, dim] = call.bind(["self", "dim"])?;
+    let x = importer.value(&x)?;
+    let shape = importer.builder.shape(x);
+    let axis = dim.axis(shape.len(), 0)?;
+    shape.get(axis).map(|size| Item::Size(*size)).ok_or("a size of a rank 0 tensor".into())
+}
+
+fn sym_arithmetic(call: &Call) -> Result<Item, String> {
+    let [a, b] = call.bind(["a", "b"])?;
+    let a = a.dim()?;
+    let result = match call.target() {
+        "sym.neg" => a.checked_mul(Dim::Fixed(-1)),
+        "sym.add" => a.checked_add(b.dim()?),
+        "sym.sub" => a.checked_sub(b.dim()?),
+        "sym.mul" => a.checked_mul(b.dim()?),
+        _ => a.checked_div(b.int()?),
+    };
+    result.map(Item::Size).ok_or_else(|| format!("{a} and {b:?} do not make a size affine in one symbol"))
+}
+
+/// Replaces a single -1 by what the other sizes leave.
+fn infer_size(mut shape: Vec<Dim>, total: Dim) -> Result<Vec<Dim>, String> {
+    let Some(open) = shape.iter().position(|size| *size == Dim::Fixed(-1)) else { return Ok(shape) };
+    shape[open] = Dim::Fixed(1);
+    let rest = product(&shape).ok_or("a size with two symbols")?;
+    shape[open] = match (total, rest) {
+        (total, Dim::Fixed(rest)) => total.checked_div(rest),
+        // A multiple of the same symbolic size.
+        (Dim::Affine { symbol, mul, add: 0 }, Dim::Affine { symbol: other, mul: by, add: 0 })
+            if symbol == other && by != 0 && mul % by == 0 =>
+        {
+            Some(Dim::Fixed(mul / by))
+        }
+        (total, rest) if total == rest => Some(Dim::Fixed(1)),
+        _ => None,
+    }
+    .ok_or_else(|| format!("-1 stands for {total} / {rest}, which is no whole number"))?;
+    Ok(shape)
+}
+
+fn reshape(importer: &mut Importer, x: &Item, shape: Vec<Dim>) -> Result<Item, String> {
+    let value = importer.value(x)?;
+    let total = importer.builder.num_elements(value).ok_or("a tensor with two symbolic sizes")?;
+    importer.view(x, Op::Reshape { shape: infer_size(shape, total)? })
+}
+
+fn view(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, size] = call.bind(["self", "size"])?;
+    reshape(importer, &x, size.dims()?)
+}
+
+fn shape_of(importer: &mut Importer, x: &Item) -> Result<Vec<Dim>, String> {
+    let value = importer.value(x)?;
+    Ok(importer.builder.shape(value).to_vec())
+}
+
+fn flatten(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, start, end] = call.bind(["self", "start_dim", "end_dim"])?;
+    let shape = shape_of(importer, &x)?;
+    let (start, end) = (start.axis(shape.len(), 0)?, end.axis(shape.len(), -1)?);
+    if shape.is_empty() {
+        return reshape(importer, &x, vec![Dim::Fixed(1)]);
+    }
+    let middle = shape.get(start..=end).and_then(product).ok_or("a size with two symbols")?;
+    let flat = [&shape[..start], &[middle], &shape[end + 1..]].concat();
+    reshape(importer, &x, flat)
+}
+
+fn unflatten(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, dim, sizes] = call.bind(["self", "dim", "sizes"])?;
+    let shape = shape_of(importer, &x)?;
+    let axis = dim.axis(shape.len(), 0)?;
+    let sizes = infer_size(sizes.dims()?, shape[axis])?;
+    let full = [&shape[..axis], &sizes, &shape[axis + 1..]].concat();
+    reshape(importer, &x, full)
+}
+
+fn unsqueeze(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, dim] = call.bind(["self", "dim"])?;
+    let mut shape = shape_of(importer, &x)?;
+    let axis = normalise_axis(dim.int()?, shape.len() + 1)?;
+    shape.insert(axis, Dim::Fixed(1));
+    reshape(importer, &x, shape)
+}
+
+fn squeeze(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, dim] = call.bind(["self", "dim"])?;
+    let shape = shape_of(importer, &x)?;
+    let axes = dim.axes(shape.len())?;
+    let kept = shape.iter().enumerate().filter(|(i, size)| !(axes.contains(i) && **size == Dim::Fixed(1)));
+    let kept = kept.map(|(_, size)| *size).collect();
+    reshape(importer, &x, kept)
+}
+
+fn transpose(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, first, second] = call.bind(["self", "dim0", "dim1"])?;
+    let rank = shape_of(importer, &x)?.len();
+    if rank < 2 {
+        return Ok(x);
+    }
+    let mut permutation: Vec<usize> = (0..rank).collect();
+    permutation.swap(first.axis(rank, 0)?, second.axis(rank, 1)?);
+    importer.view(&x, Op::Transpose { permutation })
+}
+
+fn permute(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, dims] = call.bind(["self", "dims"])?;
+    let rank = shape_of(importer, &x)?.len();
+    let permutation: Result<Vec<usize>, String> =
+        dims.list()?.iter().map(|dim| dim.axis(rank, 0)).collect();
+    importer.view(&x, Op::Transpose { permutation: permutation? })
+}
+
+fn movedim(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, source, destination] = call.bind(["self", "source", "destination"])?;
+    let rank = shape_of(importer, &x)?.len();
+    let (from, to) = (source.axis(rank, 0)?, destination.axis(rank, 0)?);
+    let mut permutation: Vec<usize> = (0..rank).filter(|axis| *axis != from).collect();
+    permutation.insert(to, from);
+    importer.view(&x, Op::Transpose { permutation })
+}
+
+fn expand(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, size] = call.bind(["self", "size"])?;
+    let size = match &size {
+        Item::Tensor(_) => shape_of(importer, &size)?,
+        _ => size.dims()?,
+    };
+    let shape = shape_of(importer, &x)?;
+    let lead = size.len().checked_sub(shape.len()).ok_or("an expansion to a lower rank")?;
+    let target: Vec<Dim> = size
+        .iter()
+        .enumerate()
+        .map(|(i, size)| match (*size, i.checked_sub(lead)) {
+            (Dim::Fixed(-1), Some(axis)) => shape[axis],
+            (size, _) => size,
+        })
+        .collect();
+    importer.view(&x, Op::Broadcast { shape: target })
+}
+
+/// A bound of a slice, clamped into the axis as Python does.
+fn clamp(bound: Dim, length: Dim) -> Result<Dim, String> {
+    let open = bound.fixed().is_some_and(|bound| bound == i64::MAX);
+    match (bound, length) {
+        _ if open => Ok(length),
+        (Dim::Fixed(bound), Dim::Fixed(length)) => {
+            let bound = if bound < 0 { bound + length } else { bound };
+            Ok(Dim::Fixed(bound.clamp(0, length)))
+        }
+        (Dim::Fixed(0), _) => Ok(Dim::Fixed(0)),
+        (Dim::Fixed(bound), length) if bound < 0 => {
+            length.checked_add(Dim::Fixed(bound)).ok_or("a bound that overflows".into())
+        }
+        (bound, length) if bound == length => Ok(length),
+        (bound, length) => Err(format!("whether {bound} lies inside {length} is not known before a step")),
+    }
+}
+
+fn slice_view(importer: &mut Importer, x: &Item, axis: usize, start: Dim, stop: Dim, step: i64) -> Result<Item, String> {
+    let shape = shape_of(importer, x)?;
+    let length = *shape.get(axis).ok_or("a slice of rank 0")?;
+    let start = clamp(start, length)?;
+    let mut stop = clamp(stop, length)?;
+    if let (Dim::Fixed(from), Dim::Fixed(to)) = (start, stop) {
+        stop = Dim::Fixed(to.max(from));
+    }
+    importer.view(x, Op::Slice { axis, start, stop, step, length })
+}
+
+fn slice(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, dim, start, end, step] = call.bind(["self", "dim", "start", "end", "step"])?;
+    let rank = shape_of(importer, &x)?.len();
+    let axis = dim.axis(rank, 0)?;
+    let start = if start.is_none() { Dim::Fixed(0) } else { start.dim()? };
+    let end = if end.is_none() { Dim::Fixed(i64::MAX) } else { end.dim()? };
+    slice_view(importer, &x, axis, start, end, step.int_or(1)?)
+}
+
+fn narrow(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, dim, start, length] = call.bind(["self", "dim", "start", "length"])?;
+    let rank = shape_of(importer, &x)?.len();
+    let start = start.dim()?;
+    let stop = start.checked_add(length.dim()?).ok_or("a slice end that is not affine")?;
+    slice_view(importer, &x, dim.axis(rank, 0)?, start, stop, 1)
+}
+
+fn select(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, dim, index] = call.bind(["self", "dim", "index"])?;
+    let shape = shape_of(importer, &x)?;
+    let axis = dim.axis(shape.len(), 0)?;
+    let index = index.dim()?;
+    select_view(importer, &x, axis, index)
+}
+
+fn select_view(importer: &mut Importer, x: &Item, axis: usize, index: Dim) -> Result<Item, String> {
+    let mut shape = shape_of(importer, x)?;
+    let stop = match index {
+        Dim::Fixed(-1) => Dim::Fixed(i64::MAX),
+        index => index.checked_add(Dim::Fixed(1)).ok_or("an index that overflows")?,
+    };
+    let row = slice_view(importer, x, axis, index, stop, 1)?;
+    shape.remove(axis);
+    reshape(importer, &row, shape)
+}
+
+fn split(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, size, dim] = call.bind(["self", "split_size", "dim"])?;
+    let shape = shape_of(importer, &x)?;
+    let axis = dim.axis(shape.len(), 0)?;
+    let length = *shape.get(axis).ok_or("a split of rank 0")?;
+    let sizes: Vec<Dim> = match &size {
+        Item::Tuple(_) => size.dims()?,
+        _ => {
+            let total = length.fixed().ok_or("the number of parts is not known before a step")?;
+            let mut part = size.int()?;
+            if call.target().contains("chunk") {
+                part = (total + part.max(1) - 1) / part.max(1);
+            }
+            if part < 1 {
+                return Err(format!("parts of {part} elements"));
+            }
+            (0..total).step_by(part as usize).map(|start| Dim::Fixed(part.min(total - start))).collect()
+        }
+    };
+    let mut start = Dim::Fixed(0);
+    let mut parts = Vec::new();
+    for size in sizes {
+        let stop = start.checked_add(size).ok_or("a part's end is not affine")?;
+        parts.push(slice_view(importer, &x, axis, start, stop, 1)?);
+        start = stop;
+    }
+    Ok(Item::Tuple(parts))
+}
+
+fn unbind(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, dim] = call.bind(["self", "dim"])?;
+    let shape = shape_of(importer, &x)?;
+    let axis = dim.axis(shape.len(), 0)?;
+    let count = shape.get(axis).and_then(|size| size.fixed());
+    let count = count.ok_or("the number of parts is not known before a step")?;
+    let parts: Result<Vec<Item>, String> =
+        (0..count).map(|index| select_view(importer, &x, axis, Dim::Fixed(index))).collect();
+    Ok(Item::Tuple(parts?))
+}
+
+/// The values of a list of tensors, cast to the dtype that PyTorch recorded for the result.
+fn values(importer: &mut Importer, call: &Call, tensors: &Item) -> Result<Vec<Value>, String> {
+    let dtype = call.result_dtype()?;
+    tensors
+        .list()?
+        .iter()
+        .map(|item| {
+            let value = importer.value(item)?;
+            importer.builder.cast(value, dtype)
+        })
+        .collect()
+}
+
+fn cat(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [tensors, dim] = call.bind(["tensors", "dim"])?;
+    let mut parts = values(importer, call, &tensors)?;
+    // PyTorch skips empty vectors of rank 1 whatever the others' rank is.
+    let rank = parts.iter().map(|part| importer.builder.shape(*part).len()).max().unwrap_or(0);
+    parts.retain(|part| {
+        let shape = importer.builder.shape(*part);
+        shape.len() == rank || shape != [Dim::Fixed(0)]
+    });
+    let joined = importer.builder.concat(&parts, dim.axis(rank, 0)?)?;
+    Ok(importer.fresh(joined))
+}
+
+fn stack(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [tensors, dim] = call.bind(["tensors", "dim"])?;
+    let parts = values(importer, call, &tensors)?;
+    let rank = parts.first().map_or(0, |part| importer.builder.shape(*part).len());
+    let axis = normalise_axis(dim.int_or(0)?, rank + 1)?;
+    let parts: Result<Vec<Value>, String> =
+        parts.into_iter().map(|part| importer.builder.expand_dims(part, axis)).collect();
+    let joined = importer.builder.concat(&parts?, axis)?;
+    Ok(importer.fresh(joined))
+}
+
+fn repeat(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, repeats] = call.bind(["self", "repeats"])?;
+    let repeats = repeats.dims()?;
+    let value = importer.value(&x)?;
+    let shape = importer.builder.shape(value).to_vec();
+    let lead = repeats.len().checked_sub(shape.len()).ok_or("fewer repeats than axes")?;
+    let full: Vec<Dim> = (0..repeats.len()).map(|i| i.checked_sub(lead).map_or(Dim::Fixed(1), |i| shape[i])).collect();
+    // [1, n] per axis, broadcast to [r, n], flattened to r * n.
+    let (mut split, mut wide, mut flat) = (Vec::new(), Vec::new(), Vec::new());
+    for (repeat, size) in repeats.iter().zip(&full) {
+        split.extend([Dim::Fixed(1), *size]);
+        wide.extend([*repeat, *size]);
+        flat.push(repeat.checked_mul(*size).ok_or("a repeated size with two symbols")?);
+    }
+    let builder = &mut importer.builder;
+    let value = builder.reshape(value, split)?;
+    let value = builder.broadcast(value, wide)?;
+    let value = builder.reshape(value, flat)?;
+    Ok(importer.fresh(value))
+}
+
+fn repeat_interleave(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, repeats, dim, _] = call.bind(["self", "repeats", "dim", "output_size"])?;
+    let value = importer.value(&x)?;
+    let builder = &mut importer.builder;
+    let mut shape = builder.shape(value).to_vec();
+    let axis = if dim.is_none() {
+        shape = vec![builder.num_elements(value).ok_or("a tensor with two symbolic sizes")?];
+        0
+    } else {
+        dim.axis(shape.len(), 0)?
+    };
+    let value = builder.reshape(value, shape.clone())?;
+    let value = builder.expand_dims(value, axis + 1)?;
+    let mut wide = shape.clone();
+    wide.insert(axis + 1, repeats.dim()?);
+    let value = builder.broadcast(value, wide)?;
+    shape[axis] = shape[axis].checked_mul(repeats.dim()?).ok_or("a repeated size with two symbols")?;
+    let value = builder.reshape(value, shape)?;
+    Ok(importer.fresh(value))
+}
+
+fn constant_pad(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, pad, value] = call.bind(["self", "pad", "value"])?;
+    let x = importer.value(&x)?;
+    let rank = importer.builder.shape(x).len();
+    let (mut low, mut high) = (vec![0; rank], vec![0; rank]);
+    for (i, pair) in pad.list()?.chunks(2).enumerate() {
+        let axis = rank.checked_sub(i + 1).ok_or("padding of more axes than there are")?;
+        let [before, after] = pair else { return Err("an odd number of paddings".into()) };
+        (low[axis], high[axis]) = (before.int()?, after.int()?);
+    }
+    // Negative padding cuts.
+    let mut result = x;
+    for axis in 0..rank {
+        let (cut_low, cut_high) = (low[axis].min(0), high[axis].min(0));
+        if cut_low < 0 || cut_high < 0 {
+            let length = importer.builder.shape(result)[axis];
+            let stop = length.checked_add(Dim::Fixed(cut_high)).ok_or("a padded size overflows")?;
+            result = importer.builder.slice(result, axis, Dim::Fixed(-cut_low), stop, 1)?;
+        }
+        (low[axis], high[axis]) = (low[axis].max(0), high[axis].max(0));
+    }
+    let value = if value.is_none() { crate::ir::Scalar::Int(0) } else { value.scalar()? };
+    let result = importer.builder.add(Op::Pad { low, high, value }, &[result])?;
+    Ok(importer.fresh(result))
+}
+
+fn triangle(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, diagonal] = call.bind(["self", "diagonal"])?;
+    let diagonal = diagonal.int_or(0)?;
+    let x = importer.value(&x)?;
+    let op = if call.target() == "aten.tril.default" { Op::Tril { diagonal } } else { Op::Triu { diagonal } };
+    let result = importer.builder.add(op, &[x])?;
+    Ok(importer.fresh(result))
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+//! PyTorch's views and in-place writes, as values.
+//!
+//! A tensor is a chain of movements from the value of its storage. Writing to it computes the
+//! storage's next value; tensors of the same storage are read through their chains from then on.
+
+use crate::ir::{Builder, Dim, Op, TensorType, Value};
+
+/// A tensor of the FX graph.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    storage: usize,
+    moves: Vec<Op>,
+    value: Value,
+    version: u32,
+}
+
+/// All storages of a graph.
+#[derive(Default)]
+pub struct Storages {
+    storages: Vec<Storage>,
+}
+
+struct Storage {
+    value: Value,
+    version: u32,
+}
+
+impl Storages {
+    /// A tensor with a storage of its own.
+    pub fn fresh(&mut self, value: Value) -> Tensor {
+        self.storages.push(Storage { value, version: 0 });
+        Tensor { storage: self.storages.len() - 1, moves: Vec::new(), value, version: 0 }
+    }
+
+    /// The tensor's value after all writes so far.
+    pub fn read(&self, builder: &mut Builder, tensor: &Tensor) -> Result<Value, String> {
+        let storage = &self.storages[tensor.storage];
+        if storage.version == tensor.version {
+            return Ok(tensor.value);
+        }
+        tensor.moves.iter().try_fold(storage.value, |value, step| builder.apply(step, value))
+    }
+
+    /// A view of the tensor.
+    pub fn view(&self, builder: &mut Builder, tensor: &Tensor, step: Op) -> Result<Tensor, String> {
+        let before = self.read(builder, tensor)?;
+        let value = builder.apply(&step, before)?;
+        let mut moves = tensor.moves.clone();
+        moves.push(step);
+        let version = self.storages[tensor.storage].version;
+        Ok(Tensor { storage: tensor.storage, moves, value, version })
+    }
+
+    /// Writes the tensor's elements.
+    pub fn write(&mut self, builder: &mut Builder, tensor: &Tensor, new: Value) -> Result<(), String> {
+        let mut before = vec![self.storages[tensor.storage].value];
+        for step in &tensor.moves {
+            let last = before[before.len() - 1];
+            before.push(builder.apply(step, last)?);
+        }
+        let target = builder.type_of(before[before.len() - 1]).clone();
+        if *builder.type_of(new) != target {
+            return Err(format!("a write of {} to {target}", builder.type_of(new)));
+        }
+        let mut value = new;
+        for (step, old) in tensor.moves.iter().zip(&before).rev() {
+            value = unapply(builder, step, *old, value)?;
+        }
+        let storage = &mut self.storages[tensor.storage];
+        storage.value = value;
+        storage.version += 1;
+        Ok(())
+    }
+}
+
+/// The value before `step` whose image under `step` is `new`, other elements as in `old`.
+fn unapply(builder: &mut Builder, step: &Op, old: Value, new: Value) -> Result<Value, String> {
+    let TensorType { shape, .. } = builder.type_of(old).clone();
+    match step {
+        Op::Reshape { .. } => builder.reshape(new, shape),
+        Op::Transpose { permutation } => {
+            let mut inverse = vec![0; permutation.len()];
+            for (to, from) in permutation.iter().enumerate() {
+                inverse[*from] = to;
+            }
+            builder.transpose(new, inverse)
+        }
+        Op::Slice { axis, start, stop, step: 1, length } => {
+            let head = builder.slice(old, *axis, Dim::Fixed(0), *start, 1)?;
+            let tail = builder.slice(old, *axis, *stop, *length, 1)?;
+            builder.concat(&[head, new, tail], *axis)
+        }
+        other => Err(format!("a write through {}", other.name())),
+    }
+}

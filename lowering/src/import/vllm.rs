@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+//! vLLM's own operators: the vLLM IR (`vllm_ir.*`) and the opaque attention.
+
+use super::call::{Call, Item};
+use super::graph::Importer;
+use crate::ir::{Binary, DType, Float, Op, Reduction, Scalar, TensorType, Unary, Value};
+
+/// Lowers the call if it is one of this family.
+pub fn lower(importer: &mut Importer, call: &Call) -> Option<Result<Item, String>> {
+    let (family, name) = call.target().split_once('.')?;
+    Some(match (family, name) {
+        ("vllm_ir", "rms_norm.default") => rms_norm(importer, call),
+        ("vllm_ir", "fused_add_rms_norm.default" | "fused_add_rms_norm.maybe_inplace") => {
+            fused_add_rms_norm(importer, call)
+        }
+        ("vllm", "unified_attention_with_output.default") => attention(importer, call),
+        _ => return None,
+    })
+}
+
+/// vLLM `ir.ops.rms_norm`, operator by operator: the rules fuse it, so that whole and decomposed
+/// captures meet in one form.
+fn rms_norm(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, weight, eps, size] = call.bind(["x", "weight", "epsilon", "variance_size"])?;
+    let x = importer.value(&x)?;
+    let dtype = importer.builder.dtype(x);
+    let wide = importer.builder.cast(x, DType::Float32)?;
+    let value = normalise(importer, wide, &weight, eps.float()?, &size, dtype)?;
+    Ok(importer.fresh(value))
+}
+
+fn fused_add_rms_norm(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, residual, weight, eps, size] =
+        call.bind(["x", "x_residual", "weight", "epsilon", "variance_size"])?;
+    let (x, residual) = (importer.value(&x)?, importer.value(&residual)?);
+    let builder = &mut importer.builder;
+    let dtype = builder.dtype(x);
+    let x = builder.cast(x, DType::Float32)?;
+    let residual = builder.cast(residual, DType::Float32)?;
+    let sum = builder.binary(Binary::Add, x, residual)?;
+    let residual = builder.cast(sum, dtype)?;
+    let value = normalise(importer, sum, &weight, eps.float()?, &size, dtype)?;
+    Ok(Item::Tuple(vec![importer.fresh(value), importer.fresh(residual)]))
+}
+
+/// `x / sqrt(mean(x^2) + eps)` in float32, rounded to the weight's dtype, times the weight, rounded to `dtype`.
+fn normalise(
+    importer: &mut Importer,
+    x: Value,
+    weight: &Item,
+    eps: f64,
+    variance_size: &Item,
+    dtype: DType,
+) -> Result<Value, String> {
+    let weight = if weight.is_none() { None } else { Some(importer.value(weight)?) };
+    let builder = &mut importer.builder;
+    let axis = builder.shape(x).len().checked_sub(1).ok_or("a norm of rank 0")?;
+    let part = if variance_size.is_none() {
+        x
+    } else {
+        builder.slice(x, axis, 0.into(), variance_size.dim()?, 1)?
+    };
+    let square = builder.unary(Unary::Square, part)?;
+    let variance = builder.reduce(Reduction::Mean, square, vec![axis], true)?;
+    let eps = builder.scalar(Scalar::Float(Float::new(eps)), DType::Float32);
+    let shifted = builder.binary(Binary::Add, variance, eps)?;
+    let scale = builder.unary(Unary::Rsqrt, shifted)?;
+    let mut value = builder.binary(Binary::Mul, x, scale)?;
+    if let Some(weight) = weight {
+        let weight_dtype = builder.dtype(weight);
+        value = builder.cast(value, weight_dtype)?;
+        value = builder.binary(Binary::Mul, value, weight)?;
+    }
+    builder.cast(value, dtype)
+}
+
+/// vLLM `unified_attention_with_output`: an effect on the layer's KV cache that fills `output`.
+fn attention(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [query, key, value, output, layer_name, scale, block_scale, _] = call.bind([
+        "query",
+        "key",
+        "value",
+        "output",
+        "layer_name",
+        "output_scale",
+        "output_block_scale",
+        "kv_cache_dummy_dep",
+    ])?;
+    if !scale.is_none() || !block_scale.is_none() {
+        return Err("a quantised attention output".into());
+    }
+    let Item::Layer(name) = &layer_name else { return Err("attention without a layer".into()) };
+    let layer = importer.layers.iter().position(|layer| layer.name == *name);
+    let layer = layer.ok_or_else(|| format!("layer {name} is not described"))?;
+    let mut operands = vec![importer.value(&query)?];
+    // A layer that shares another's cache may be given no keys and values.
+    for item in [&key, &value] {
+        if !item.is_none() {
+            operands.push(importer.value(item)?);
+        }
+    }
+    let old = importer.value(&output)?;
+    let types: Vec<TensorType> = vec![importer.builder.type_of(old).clone()];
+    let op = Op::Attention { layer: layer as u32 };
+    let node = importer.builder.node(op, &operands, types);
+    importer.write(&output, Value { node, output: 0 })?;
+    Ok(Item::None)
+}

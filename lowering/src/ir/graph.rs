@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The graph: operators as nodes of a petgraph, operands as edges.
+
+use super::{DType, Dim, Op};
+use petgraph::Direction;
+use petgraph::graph::{DiGraph, NodeIndex};
+use petgraph::visit::EdgeRef;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::rc::Rc;
+
+/// Identity of a node in its [`Graph`].
+pub type NodeId = NodeIndex<u32>;
+
+/// Dtype and shape of a value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TensorType {
+    pub dtype: DType,
+    pub shape: Vec<Dim>,
+}
+
+impl TensorType {
+    /// Number of axes.
+    pub fn rank(&self) -> usize {
+        self.shape.len()
+    }
+
+    /// Size of the last axis; `None` for rank 0.
+    pub fn last(&self) -> Option<Dim> {
+        self.shape.last().copied()
+    }
+}
+
+impl fmt::Display for TensorType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sizes: Vec<String> = self.shape.iter().map(Dim::to_string).collect();
+        write!(f, "{}[{}]", self.dtype, sizes.join(","))
+    }
+}
+
+/// Where a node comes from: FX node, module path, source line. For messages and reports, never for decisions.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Source {
+    pub node: String,
+    pub target: String,
+    pub module: String,
+    pub line: String,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}", self.node, self.target)?;
+        if !self.module.is_empty() {
+            write!(f, ", {}", self.module)?;
+        }
+        if !self.line.is_empty() {
+            write!(f, ", {}", self.line)?;
+        }
+        write!(f, ")")
+    }
+}
+
+/// One result of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Value {
+    pub node: NodeId,
+    /// Which of the node's results.
+    pub output: u32,
+}
+
+/// An operator with the types of its results.
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub op: Op,
+    pub types: Vec<TensorType>,
+    pub source: Option<Rc<Source>>,
+}
+
+/// An edge carries result `output` of its source as operand `operand` of its target.
+#[derive(Clone, Copy, Debug)]
+struct Use {
+    output: u32,
+    operand: u32,
+}
+
+/// A dataflow graph. Effects run in the order of [`Graph::effects`].
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    nodes: DiGraph<Node, Use, u32>,
+    /// Effect nodes in program order.
+    pub effects: Vec<NodeId>,
+    pub outputs: Vec<Value>,
+}
+
+impl Graph {
+    /// Adds a node; its operands must be in the graph.
+    pub fn add(
+        &mut self,
+        op: Op,
+        operands: &[Value],
+        types: Vec<TensorType>,
+        source: Option<Rc<Source>>,
+    ) -> NodeId {
+        let is_effect = op.is_effect();
+        let node = self.nodes.add_node(Node { op, types, source });
+        for (operand, value) in operands.iter().enumerate() {
+            let edge = Use { output: value.output, operand: operand as u32 };
+            self.nodes.add_edge(value.node, node, edge);
+        }
+        if is_effect {
+            self.effects.push(node);
+        }
+        node
+    }
+
+    /// The node of that identity.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id]
+    }
+
+    /// The node of that identity, to change its source.
+    pub(crate) fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[id]
+    }
+
+    /// Type of a value.
+    pub fn value_type(&self, value: Value) -> &TensorType {
+        &self.nodes[value.node].types[value.output as usize]
+    }
+
+    /// Operands in order.
+    pub fn operands(&self, id: NodeId) -> Vec<Value> {
+        let mut operands: Vec<(u32, Value)> = self
+            .nodes
+            .edges_directed(id, Direction::Incoming)
+            .map(|edge| {
+                let use_ = edge.weight();
+                (use_.operand, Value { node: edge.source(), output: use_.output })
+            })
+            .collect();
+        operands.sort_unstable_by_key(|(operand, _)| *operand);
+        operands.into_iter().map(|(_, value)| value).collect()
+    }
+
+    /// Number of nodes.
+    pub fn len(&self) -> usize {
+        self.nodes.node_count()
+    }
+
+    /// Whether there is no node.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.node_count() == 0
+    }
+
+    /// All nodes, operands first. Nodes are only ever added after their operands, so index order is
+    /// a topological order.
+    pub fn topological(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.nodes.node_indices()
+    }
+
+    /// The graph in canonical order: what effects, then outputs need, operands first in operand order.
+    /// Nothing else is kept, and the order of construction leaves no trace.
+    pub fn canonical(&self) -> Graph {
+        let mut canonical = Graph::default();
+        let mut renamed: Vec<Option<NodeId>> = vec![None; self.len()];
+        let roots = self.effects.iter().copied().chain(self.outputs.iter().map(|value| value.node));
+        for root in roots {
+            let mut stack = vec![root];
+            while let Some(id) = stack.last().copied() {
+                if renamed[id.index()].is_some() {
+                    stack.pop();
+                    continue;
+                }
+                let operands = self.operands(id);
+                let missing = operands.iter().rev().filter(|value| renamed[value.node.index()].is_none());
+                let before = stack.len();
+                stack.extend(missing.map(|value| value.node));
+                if stack.len() > before {
+                    continue;
+                }
+                stack.pop();
+                let operands: Vec<Value> =
+                    operands.iter().filter_map(|value| rename(&renamed, *value)).collect();
+                let node = self.node(id);
+                let added =
+                    canonical.add(node.op.clone(), &operands, node.types.clone(), node.source.clone());
+                renamed[id.index()] = Some(added);
+            }
+        }
+        canonical.outputs = self.outputs.iter().filter_map(|value| rename(&renamed, *value)).collect();
+        canonical
+    }
+
+    /// Renumbers leaves: `choose` maps a leaf's operator to its new one.
+    pub fn map_leaves(&mut self, mut choose: impl FnMut(&Op) -> Option<Op>) {
+        for node in self.nodes.node_weights_mut() {
+            if let Some(op) = choose(&node.op) {
+                node.op = op;
+            }
+        }
+    }
+}
+
+fn rename(renamed: &[Option<NodeId>], value: Value) -> Option<Value> {
+    renamed[value.node.index()].map(|node| Value { node, output: value.output })
+}

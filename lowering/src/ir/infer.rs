@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Result types of operators. Import, rewriting and the verifier all ask here, so they cannot disagree.
+
+use super::{DType, Dim, Op, Reduction, Scalar, TensorType, Unary, product};
+
+/// Shape of a broadcast of two shapes, NumPy's rule; symbolic sizes must be equal or meet a 1.
+pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, String> {
+    let rank = a.len().max(b.len());
+    let size = |shape: &[Dim], axis: usize| {
+        (axis + shape.len()).checked_sub(rank).map_or(Dim::Fixed(1), |axis| shape[axis])
+    };
+    (0..rank)
+        .map(|axis| match (size(a, axis), size(b, axis)) {
+            (x, y) if x == y => Ok(x),
+            (Dim::Fixed(1), y) => Ok(y),
+            (x, Dim::Fixed(1)) => Ok(x),
+            (x, y) => Err(format!("sizes {x} and {y} do not broadcast")),
+        })
+        .collect()
+}
+
+fn check_axis(axis: usize, rank: usize) -> Result<(), String> {
+    if axis < rank { Ok(()) } else { Err(format!("axis {axis} of a rank {rank} operand")) }
+}
+
+fn arity<const N: usize>(operands: &[&TensorType]) -> Result<[TensorType; N], String> {
+    let array: Result<[&TensorType; N], _> = operands.try_into();
+    array
+        .map(|types| types.map(Clone::clone))
+        .map_err(|_| format!("{} operands instead of {N}", operands.len()))
+}
+
+fn same_dtype(a: &TensorType, b: &TensorType) -> Result<(), String> {
+    if a.dtype == b.dtype { Ok(()) } else { Err(format!("operands {} and {}", a.dtype, b.dtype)) }
+}
+
+fn typed(dtype: DType, shape: Vec<Dim>) -> Vec<TensorType> {
+    vec![TensorType { dtype, shape }]
+}
+
+/// Normalised vectors and their weight: `w` is `[n]` where `x` is `[.., n]`.
+fn check_weight(x: &TensorType, weights: &[&TensorType]) -> Result<(), String> {
+    for weight in weights {
+        if weight.rank() != 1 || weight.last() != x.last() {
+            return Err(format!("weight {weight} for {x}"));
+        }
+    }
+    Ok(())
+}
+
+/// Types of the results of `op` on operands of these types. Leaves, effects and islands carry their
+/// own types and are not inferred (`None`).
+pub fn infer(op: &Op, operands: &[&TensorType]) -> Option<Result<Vec<TensorType>, String>> {
+    match op {
+        Op::Input(_)
+        | Op::Parameter(_)
+        | Op::Scalar(_)
+        | Op::Full { .. }
+        | Op::Arange { .. }
+        | Op::Attention { .. }
+        | Op::Project(_)
+        | Op::Island { .. } => None,
+        _ => Some(infer_pure(op, operands)),
+    }
+}
+
+fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+    match op {
+        Op::Reshape { shape } => {
+            let [x] = arity(operands)?;
+            match (product(&x.shape), product(shape)) {
+                (Some(before), Some(after)) if before == after => Ok(typed(x.dtype, shape.clone())),
+                _ => Err(format!("reshape of {x} to {shape:?}")),
+            }
+        }
+        Op::Transpose { permutation } => {
+            let [x] = arity(operands)?;
+            let mut sorted = permutation.clone();
+            sorted.sort_unstable();
+            if sorted != (0..x.rank()).collect::<Vec<_>>() {
+                return Err(format!("{permutation:?} is no permutation of the axes of {x}"));
+            }
+            Ok(typed(x.dtype, permutation.iter().map(|axis| x.shape[*axis]).collect()))
+        }
+        Op::Broadcast { shape } => {
+            let [x] = arity(operands)?;
+            if broadcast(&x.shape, shape)? != *shape {
+                return Err(format!("{x} does not broadcast to {shape:?}"));
+            }
+            Ok(typed(x.dtype, shape.clone()))
+        }
+        Op::Slice { axis, start, stop, step, length } => {
+            let [x] = arity(operands)?;
+            check_axis(*axis, x.rank())?;
+            if x.shape[*axis] != *length || *step < 1 {
+                return Err(format!("slice of {length} elements by {step} of {x}"));
+            }
+            let size = slice_length(*start, *stop, *step)
+                .ok_or_else(|| format!("slice {start}:{stop}:{step} has no affine length"))?;
+            let mut shape = x.shape;
+            shape[*axis] = size;
+            Ok(typed(x.dtype, shape))
+        }
+        Op::Concat { axis } => {
+            let first = operands.first().ok_or("nothing to concatenate")?;
+            check_axis(*axis, first.rank())?;
+            let mut shape = first.shape.clone();
+            for other in &operands[1..] {
+                same_dtype(first, other)?;
+                let agrees = other.rank() == shape.len()
+                    && (0..shape.len()).all(|i| i == *axis || other.shape[i] == shape[i]);
+                if !agrees {
+                    return Err(format!("concatenation of {first} and {other} along {axis}"));
+                }
+                shape[*axis] = shape[*axis]
+                    .checked_add(other.shape[*axis])
+                    .ok_or("a concatenated size is not affine in one symbol")?;
+            }
+            Ok(typed(first.dtype, shape))
+        }
+        Op::Take { axis } => {
+            let [x, indices] = arity(operands)?;
+            check_axis(*axis, x.rank())?;
+            check_indices(&indices)?;
+            let mut shape = x.shape[..*axis].to_vec();
+            shape.extend(&indices.shape);
+            shape.extend(&x.shape[axis + 1..]);
+            Ok(typed(x.dtype, shape))
+        }
+        Op::TakeAlongAxis { axis } => {
+            let [x, indices] = arity(operands)?;
+            check_axis(*axis, x.rank())?;
+            check_indices(&indices)?;
+            if indices.rank() != x.rank() {
+                return Err(format!("indices {indices} into {x}"));
+            }
+            Ok(typed(x.dtype, indices.shape))
+        }
+        Op::PutAlongAxis { axis } => {
+            let [x, indices, updates] = arity(operands)?;
+            check_axis(*axis, x.rank())?;
+            check_indices(&indices)?;
+            same_dtype(&x, &updates)?;
+            Ok(vec![x])
+        }
+        Op::Pad { low, high, .. } => {
+            let [x] = arity(operands)?;
+            if low.len() != x.rank() || high.len() != x.rank() {
+                return Err(format!("padding of {} axes for {x}", low.len()));
+            }
+            let shape: Option<Vec<Dim>> = (0..x.rank())
+                .map(|i| x.shape[i].checked_add(Dim::Fixed(low[i].checked_add(high[i])?)))
+                .collect();
+            Ok(typed(x.dtype, shape.ok_or("a padded size overflows")?))
+        }
+        Op::Tril { .. } | Op::Triu { .. } => {
+            let [x] = arity(operands)?;
+            check_axis(1, x.rank())?;
+            Ok(vec![x])
+        }
+        Op::Cast { dtype } => {
+            let [x] = arity(operands)?;
+            Ok(typed(*dtype, x.shape))
+        }
+        Op::Unary(function) => {
+            let [x] = arity(operands)?;
+            let dtype = match function {
+                Unary::LogicalNot | Unary::Isnan | Unary::Isinf => DType::Bool,
+                _ => x.dtype,
+            };
+            Ok(typed(dtype, x.shape))
+        }
+        Op::Binary(function) => {
+            let [x, y] = arity(operands)?;
+            same_dtype(&x, &y)?;
+            let dtype = if function.is_predicate() { DType::Bool } else { x.dtype };
+            Ok(typed(dtype, broadcast(&x.shape, &y.shape)?))
+        }
+        Op::Where => {
+            let [condition, x, y] = arity(operands)?;
+            same_dtype(&x, &y)?;
+            if condition.dtype != DType::Bool {
+                return Err(format!("condition {condition}"));
+            }
+            let shape = broadcast(&condition.shape, &broadcast(&x.shape, &y.shape)?)?;
+            Ok(typed(x.dtype, shape))
+        }
+        Op::Reduce { function, axes, keepdims } => {
+            let [x] = arity(operands)?;
+            for axis in axes {
+                check_axis(*axis, x.rank())?;
+            }
+            let dtype = match function {
+                Reduction::All | Reduction::Any => DType::Bool,
+                Reduction::Argmax | Reduction::Argmin => DType::Int64,
+                _ => x.dtype,
+            };
+            let shape = x.shape.iter().enumerate().filter_map(|(axis, size)| {
+                match (axes.contains(&axis), keepdims) {
+                    (false, _) => Some(*size),
+                    (true, true) => Some(Dim::Fixed(1)),
+                    (true, false) => None,
+                }
+            });
+            Ok(typed(dtype, shape.collect()))
+        }
+        Op::Softmax { axis } | Op::Cumsum { axis } => {
+            let [x] = arity(operands)?;
+            check_axis(*axis, x.rank())?;
+            Ok(vec![x])
+        }
+        Op::Sort { axis, .. } => {
+            let [x] = arity(operands)?;
+            check_axis(*axis, x.rank())?;
+            let indices = TensorType { dtype: DType::Int64, shape: x.shape.clone() };
+            Ok(vec![x, indices])
+        }
+        Op::Topk { axis, k } => {
+            let [mut x] = arity(operands)?;
+            check_axis(*axis, x.rank())?;
+            x.shape[*axis] = Dim::Fixed(*k);
+            let indices = TensorType { dtype: DType::Int64, shape: x.shape.clone() };
+            Ok(vec![x, indices])
+        }
+        Op::Matmul => {
+            let [x, y] = arity(operands)?;
+            Ok(vec![matmul(&x, &y)?])
+        }
+        Op::Addmm => {
+            let [x, weight, bias] = arity(operands)?;
+            same_dtype(&x, &bias)?;
+            let result = matmul(&x, &weight)?;
+            check_weight(&result, &[&bias])?;
+            Ok(vec![result])
+        }
+        Op::RmsNorm { .. } | Op::LayerNorm { .. } => {
+            let x = operands.first().ok_or("no operand")?;
+            check_weight(x, &operands[1..])?;
+            Ok(vec![(*x).clone()])
+        }
+        Op::AddRmsNorm { .. } => {
+            let (x, residual) = match operands {
+                [x, residual, ..] if operands.len() <= 3 => (*x, *residual),
+                _ => return Err(format!("{} operands", operands.len())),
+            };
+            if x != residual {
+                return Err(format!("residual {residual} for {x}"));
+            }
+            check_weight(x, &operands[2..])?;
+            Ok(vec![x.clone(), x.clone()])
+        }
+        Op::Rope { rotary_dim, .. } => {
+            let [cos, sin, rotated @ ..] = operands else { return Err("no cos and sin".into()) };
+            let half = Dim::Fixed(rotary_dim / 2);
+            for x in rotated {
+                let fits = x.rank() == 3
+                    && x.shape[2].fixed().is_some_and(|size| size >= *rotary_dim && *rotary_dim > 0)
+                    && cos == sin
+                    && cos.shape == [x.shape[0], half];
+                if !fits {
+                    return Err(format!("rope of {x} by {cos} and {sin}"));
+                }
+            }
+            Ok(rotated.iter().map(|x| (*x).clone()).collect())
+        }
+        Op::GatedActivation { .. } => {
+            let [mut x] = arity(operands)?;
+            let half = x.last().and_then(|size| size.checked_div(2)).ok_or("an odd last axis")?;
+            let last = x.rank() - 1;
+            x.shape[last] = half;
+            Ok(vec![x])
+        }
+        Op::Input(_)
+        | Op::Parameter(_)
+        | Op::Scalar(_)
+        | Op::Full { .. }
+        | Op::Arange { .. }
+        | Op::Attention { .. }
+        | Op::Project(_)
+        | Op::Island { .. } => Err("its type is not inferred".into()),
+    }
+}
+
+fn check_indices(indices: &TensorType) -> Result<(), String> {
+    match indices.dtype {
+        DType::Int32 | DType::Int64 | DType::Uint32 => Ok(()),
+        other => Err(format!("indices of dtype {other}")),
+    }
+}
+
+/// Elements of `start:stop:step`; `None` where that is not affine in one symbol.
+pub fn slice_length(start: Dim, stop: Dim, step: i64) -> Option<Dim> {
+    let span = stop.checked_sub(start)?;
+    match span.fixed() {
+        Some(span) if span < 0 => None,
+        Some(span) => Some(Dim::Fixed((span + step - 1) / step)),
+        None if step == 1 => Some(span),
+        None => span.checked_div(step),
+    }
+}
+
+fn matmul(x: &TensorType, y: &TensorType) -> Result<TensorType, String> {
+    same_dtype(x, y)?;
+    let (m, n) = (x.rank(), y.rank());
+    if m < 2 || n < 2 || x.shape[m - 1] != y.shape[n - 2] {
+        return Err(format!("product of {x} and {y}"));
+    }
+    let mut shape = broadcast(&x.shape[..m - 2], &y.shape[..n - 2])?;
+    shape.extend([x.shape[m - 2], y.shape[n - 1]]);
+    Ok(TensorType { dtype: x.dtype, shape })
+}
+
+/// The dtype of a scalar constant that is not given one.
+pub fn scalar_dtype(scalar: Scalar) -> DType {
+    match scalar {
+        Scalar::Bool(_) => DType::Bool,
+        Scalar::Int(_) | Scalar::Size(_) => DType::Int64,
+        Scalar::Float(_) => DType::Float32,
+    }
+}

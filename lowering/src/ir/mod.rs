@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The typed intermediate representation.
+
+mod builder;
+mod dim;
+mod dtype;
+mod graph;
+mod infer;
+mod op;
+mod verify;
+
+pub use builder::{Builder, widens};
+pub use dim::{Dim, SymbolId, product};
+pub use dtype::DType;
+pub use infer::{broadcast, infer, scalar_dtype, slice_length};
+pub use graph::{Graph, Node, NodeId, Source, TensorType, Value};
+pub use op::{Activation, Binary, Float, Op, Reduction, RopeStyle, Scalar, Unary};
+pub use verify::verify;

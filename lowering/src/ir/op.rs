@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The operators of the IR. One enum from import to plan: a plan instruction is an `Op` with slots.
+//!
+//! Attributes are data of the operator, floats are bit patterns, so that two equal operators are
+//! equal, hash alike and serialise to the same bytes. Operands of pointwise operators have one
+//! common dtype; import inserts the casts that PyTorch's type promotion implies.
+
+use super::{DType, Dim};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A float attribute, compared and hashed by its bits and written so that it reads back exactly.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Float(u64);
+
+impl Float {
+    /// The bits of `value`.
+    pub fn new(value: f64) -> Float {
+        Float(value.to_bits())
+    }
+
+    /// The number.
+    pub fn get(self) -> f64 {
+        f64::from_bits(self.0)
+    }
+}
+
+impl fmt::Debug for Float {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.get())
+    }
+}
+
+impl fmt::Display for Float {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.get())
+    }
+}
+
+impl Serialize for Float {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{:?}", self.get()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Float {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Float, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Float::new).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A rank-0 constant. The dtype stands in the node's type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scalar {
+    Bool(bool),
+    Int(i64),
+    Float(Float),
+    /// The value of a symbolic size.
+    Size(Dim),
+}
+
+impl Scalar {
+    /// The number as a float; `None` for a size that only a step knows.
+    pub fn as_f64(self) -> Option<f64> {
+        match self {
+            Scalar::Bool(value) => Some(f64::from(u8::from(value))),
+            Scalar::Int(value) => Some(value as f64),
+            Scalar::Float(value) => Some(value.get()),
+            Scalar::Size(dim) => dim.fixed().map(|value| value as f64),
+        }
+    }
+}
+
+/// Pointwise functions of one operand. Sixteen-bit floats are computed in float32 and rounded once,
+/// as PyTorch does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unary {
+    Neg,
+    Abs,
+    Sign,
+    Square,
+    Sqrt,
+    Rsqrt,
+    Reciprocal,
+    Exp,
+    Expm1,
+    Log,
+    Log1p,
+    Log2,
+    Sin,
+    Cos,
+    Tan,
+    Sinh,
+    Cosh,
+    Tanh,
+    Arcsin,
+    Arccos,
+    Arctan,
+    Erf,
+    Erfinv,
+    Floor,
+    Ceil,
+    Round,
+    Sigmoid,
+    Silu,
+    /// `x * 0.5 * (1 + erf(x / sqrt 2))`
+    Gelu,
+    /// The tanh approximation of GELU.
+    GeluTanh,
+    Relu,
+    Softplus,
+    LogicalNot,
+    BitwiseNot,
+    Isnan,
+    Isinf,
+}
+
+/// Pointwise functions of two operands of one dtype, with broadcasting as in NumPy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Binary {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    /// Rounds towards minus infinity.
+    FloorDivide,
+    /// Sign of the divisor, as Python's `%`.
+    Remainder,
+    Pow,
+    Maximum,
+    Minimum,
+    Equal,
+    NotEqual,
+    Less,
+    LessEqual,
+    Greater,
+    GreaterEqual,
+    LogicalAnd,
+    LogicalOr,
+    LogicalXor,
+    BitwiseAnd,
+    BitwiseOr,
+    BitwiseXor,
+    LeftShift,
+    RightShift,
+    Arctan2,
+}
+
+impl Binary {
+    /// The result is boolean whatever the operands are.
+    pub fn is_predicate(self) -> bool {
+        use Binary::*;
+        matches!(
+            self,
+            Equal | NotEqual | Less | LessEqual | Greater | GreaterEqual | LogicalAnd | LogicalOr | LogicalXor
+        )
+    }
+}
+
+/// Reductions over axes. Sixteen-bit floats accumulate in float32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reduction {
+    Sum,
+    Mean,
+    Max,
+    Min,
+    Prod,
+    All,
+    Any,
+    Argmax,
+    Argmin,
+}
+
+/// Which pairs of elements a rotary embedding rotates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RopeStyle {
+    /// `(x[i], x[i + n/2])`, GPT-NeoX and most models.
+    Neox,
+    /// `(x[2i], x[2i + 1])`, GPT-J.
+    Gptj,
+}
+
+/// The gate's function in a gated MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    Silu,
+    Gelu,
+    GeluTanh,
+    Relu,
+}
+
+/// One operator. The comment gives operands, then result.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Op {
+    // 1. Leaves
+    /// `() -> x`: the graph's input of that index.
+    Input(u32),
+    /// `() -> w`: a parameter, buffer or load-time constant of that index.
+    Parameter(u32),
+    /// `() -> rank 0`.
+    Scalar(Scalar),
+    /// `() -> [shape]`, every element the value.
+    Full { value: Scalar, shape: Vec<Dim> },
+    /// `() -> [length]`: `start + step * i`.
+    Arange { start: Dim, step: i64, length: Dim },
+
+    // 2. Data movement
+    /// `x -> x` with other sizes, elements in row-major order.
+    Reshape { shape: Vec<Dim> },
+    /// `x -> x` with axis `i` taken from axis `permutation[i]`.
+    Transpose { permutation: Vec<usize> },
+    /// `x -> x` broadcast to the shape.
+    Broadcast { shape: Vec<Dim> },
+    /// `x -> x[start:stop:step]` along the axis; `length` is the axis's size before the cut.
+    Slice { axis: usize, start: Dim, stop: Dim, step: i64, length: Dim },
+    /// `x.. -> joined` along the axis.
+    Concat { axis: usize },
+    /// `x, indices -> x` gathered along the axis (`torch.index_select`, `embedding`); indices of any rank.
+    Take { axis: usize },
+    /// `x, indices -> x` gathered elementwise along the axis (`torch.gather`).
+    TakeAlongAxis { axis: usize },
+    /// `x, indices, updates -> x` with elements replaced along the axis (`torch.scatter`).
+    PutAlongAxis { axis: usize },
+    /// `x -> x` with `low`, `high` elements of the value added at both ends of each axis.
+    Pad { low: Vec<i64>, high: Vec<i64>, value: Scalar },
+    /// `x -> x` keeping elements with `column - row <= diagonal` (`torch.tril`).
+    Tril { diagonal: i64 },
+    /// `x -> x` keeping elements with `column - row >= diagonal` (`torch.triu`).
+    Triu { diagonal: i64 },
+
+    // 3. Pointwise
+    /// `x -> x` in another dtype.
+    Cast { dtype: DType },
+    /// `x -> f(x)`
+    Unary(Unary),
+    /// `x, y -> f(x, y)`
+    Binary(Binary),
+    /// `condition, x, y -> x where condition else y`
+    Where,
+
+    // 4. Reductions and scans
+    /// `x -> f(x)` over the axes.
+    Reduce { function: Reduction, axes: Vec<usize>, keepdims: bool },
+    /// `x -> softmax(x)`; computed in float32.
+    Softmax { axis: usize },
+    /// `x -> running sum` along the axis.
+    Cumsum { axis: usize },
+    /// `x -> values, indices`, sorted along the axis.
+    Sort { axis: usize, descending: bool },
+    /// `x -> values, indices` of the `k` largest along the axis, descending.
+    Topk { axis: usize, k: i64 },
+
+    // 5. Products
+    /// `x [.., m, k], y [.., k, n] -> [.., m, n]`
+    Matmul,
+    /// `x [.., m, k], w [k, n], b [n] -> x @ w + b`
+    Addmm,
+
+    // 6. Fused: what rewrite rules produce
+    /// `x [.., n], w? [n] -> x / sqrt(mean(x^2) + eps) * w` (Zhang & Sennrich 2019), normalised in
+    /// float32. A weight of x's dtype multiplies what was rounded to it; a float32 weight multiplies
+    /// before the only rounding.
+    RmsNorm { eps: Float },
+    /// `x, residual, w? -> rms_norm(x + residual), x + residual`. The norm sees the sum after it is
+    /// rounded to the operands' dtype, or before.
+    AddRmsNorm { eps: Float, rounded_sum: bool },
+    /// `x [.., n], w? [n], b? [n] -> (x - mean) / sqrt(var + eps) * w + b` (Ba et al. 2016).
+    LayerNorm { eps: Float },
+    /// `cos [t, r/2], sin [t, r/2], x [t, heads, d].. -> x..`, each with its first `rotary_dim = r`
+    /// elements rotated (Su et al. 2021).
+    Rope { style: RopeStyle, rotary_dim: i64 },
+    /// `x [.., 2n] -> f(x[.., :n]) * x[.., n:]`
+    GatedActivation { activation: Activation },
+
+    // 7. Effects, kept in order and outside rewriting
+    /// `q [t, heads, d], k [t, kv_heads, d], v [t, kv_heads, d_v] -> [t, heads, d_v]`: writes K and V of
+    /// the step to the layer's cache and attends over the block table (vLLM `unified_attention`).
+    Attention { layer: u32 },
+
+    // 8. Structure
+    /// `tuple -> its element`; only inside rewriting.
+    Project(u32),
+    /// `operands -> results`: runs in PyTorch. `arguments` is the FX call with operands as `{"operand": i}`.
+    Island { target: String, arguments: String },
+}
+
+impl Op {
+    /// Reads or writes state; kept in program order.
+    pub fn is_effect(&self) -> bool {
+        matches!(self, Op::Attention { .. })
+    }
+
+    /// Takes no operands and costs nothing to name.
+    pub fn is_leaf(&self) -> bool {
+        matches!(self, Op::Input(_) | Op::Parameter(_) | Op::Scalar(_))
+    }
+
+    /// snake_case name of the operator, without attributes.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Input(_) => "input",
+            Op::Parameter(_) => "parameter",
+            Op::Scalar(_) => "scalar",
+            Op::Full { .. } => "full",
+            Op::Arange { .. } => "arange",
+            Op::Reshape { .. } => "reshape",
+            Op::Transpose { .. } => "transpose",
+            Op::Broadcast { .. } => "broadcast",
+            Op::Slice { .. } => "slice",
+            Op::Concat { .. } => "concat",
+            Op::Take { .. } => "take",
+            Op::TakeAlongAxis { .. } => "take_along_axis",
+            Op::PutAlongAxis { .. } => "put_along_axis",
+            Op::Pad { .. } => "pad",
+            Op::Tril { .. } => "tril",
+            Op::Triu { .. } => "triu",
+            Op::Cast { .. } => "cast",
+            Op::Unary(function) => function.name(),
+            Op::Binary(function) => function.name(),
+            Op::Where => "where",
+            Op::Reduce { function, .. } => function.name(),
+            Op::Softmax { .. } => "softmax",
+            Op::Cumsum { .. } => "cumsum",
+            Op::Sort { .. } => "sort",
+            Op::Topk { .. } => "topk",
+            Op::Matmul => "matmul",
+            Op::Addmm => "addmm",
+            Op::RmsNorm { .. } => "rms_norm",
+            Op::AddRmsNorm { .. } => "add_rms_norm",
+            Op::LayerNorm { .. } => "layer_norm",
+            Op::Rope { .. } => "rope",
+            Op::GatedActivation { .. } => "gated_activation",
+            Op::Attention { .. } => "attention",
+            Op::Project(_) => "project",
+            Op::Island { .. } => "island",
+        }
+    }
+}
+
+impl Unary {
+    /// snake_case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Unary::Neg => "neg",
+            Unary::Abs => "abs",
+            Unary::Sign => "sign",
+            Unary::Square => "square",
+            Unary::Sqrt => "sqrt",
+            Unary::Rsqrt => "rsqrt",
+            Unary::Reciprocal => "reciprocal",
+            Unary::Exp => "exp",
+            Unary::Expm1 => "expm1",
+            Unary::Log => "log",
+            Unary::Log1p => "log1p",
+            Unary::Log2 => "log2",
+            Unary::Sin => "sin",
+            Unary::Cos => "cos",
+            Unary::Tan => "tan",
+            Unary::Sinh => "sinh",
+            Unary::Cosh => "cosh",
+            Unary::Tanh => "tanh",
+            Unary::Arcsin => "arcsin",
+            Unary::Arccos => "arccos",
+            Unary::Arctan => "arctan",
+            Unary::Erf => "erf",
+            Unary::Erfinv => "erfinv",
+            Unary::Floor => "floor",
+            Unary::Ceil => "ceil",
+            Unary::Round => "round",
+            Unary::Sigmoid => "sigmoid",
+            Unary::Silu => "silu",
+            Unary::Gelu => "gelu",
+            Unary::GeluTanh => "gelu_tanh",
+            Unary::Relu => "relu",
+            Unary::Softplus => "softplus",
+            Unary::LogicalNot => "logical_not",
+            Unary::BitwiseNot => "bitwise_not",
+            Unary::Isnan => "isnan",
+            Unary::Isinf => "isinf",
+        }
+    }
+}
+
+impl Binary {
+    /// snake_case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Binary::Add => "add",
+            Binary::Sub => "sub",
+            Binary::Mul => "mul",
+            Binary::Div => "div",
+            Binary::FloorDivide => "floor_divide",
+            Binary::Remainder => "remainder",
+            Binary::Pow => "pow",
+            Binary::Maximum => "maximum",
+            Binary::Minimum => "minimum",
+            Binary::Equal => "equal",
+            Binary::NotEqual => "not_equal",
+            Binary::Less => "less",
+            Binary::LessEqual => "less_equal",
+            Binary::Greater => "greater",
+            Binary::GreaterEqual => "greater_equal",
+            Binary::LogicalAnd => "logical_and",
+            Binary::LogicalOr => "logical_or",
+            Binary::LogicalXor => "logical_xor",
+            Binary::BitwiseAnd => "bitwise_and",
+            Binary::BitwiseOr => "bitwise_or",
+            Binary::BitwiseXor => "bitwise_xor",
+            Binary::LeftShift => "left_shift",
+            Binary::RightShift => "right_shift",
+            Binary::Arctan2 => "arctan2",
+        }
+    }
+}
+
+impl Reduction {
+    /// snake_case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reduction::Sum => "sum",
+            Reduction::Mean => "mean",
+            Reduction::Max => "max",
+            Reduction::Min => "min",
+            Reduction::Prod => "prod",
+            Reduction::All => "all",
+            Reduction::Any => "any",
+            Reduction::Argmax => "argmax",
+            Reduction::Argmin => "argmin",
+        }
+    }
+}

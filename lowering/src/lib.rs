@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Lowers FX graphs of PyTorch models to plans for MLX. Knows neither MLX nor Python.
+
+pub mod error;
+pub mod import;
+pub mod ir;
+pub mod lower;
+pub mod plan;
+pub mod report;
+pub mod rewrite;
+pub mod rules;

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The whole way: FX document to plan and report.
+
+use crate::error::Result;
+use crate::import::{Document, import};
+use crate::plan::{self, PLAN_FORMAT, PLAN_VERSION, Plan, PlanReport, Step, dump_graph, dump_plan};
+use crate::report::{Regions, Report, Stages, Timings, census, fallbacks};
+use std::fmt::Write;
+use std::time::Instant;
+
+/// What a caller may choose.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// `VLLM_METAL_FALLBACK=error`: a node without a lowering is an error.
+    pub refuse_fallback: bool,
+}
+
+/// A lowered model.
+pub struct Lowered {
+    pub plan: Plan,
+    pub report: Report,
+    /// The imported graphs as text, by graph name.
+    pub imported: String,
+    /// The plan as text.
+    pub planned: String,
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+/// Lowers an FX document.
+pub fn lower(document: &[u8], options: &Options) -> Result<Lowered> {
+    let start = Instant::now();
+    let document = Document::parse(document)?;
+    let parse = milliseconds(start);
+
+    let start = Instant::now();
+    let program = import(&document, options)?;
+    let import_time = milliseconds(start);
+
+    let start = Instant::now();
+    let mut graphs = Vec::new();
+    let mut reports: Vec<PlanReport> = Vec::new();
+    for graph in &program.graphs {
+        let (plan, report) = plan::build(graph)?;
+        graphs.push(plan);
+        reports.push(report);
+    }
+    let rewrite = milliseconds(start);
+
+    let start = Instant::now();
+    let plan = Plan {
+        format: PLAN_FORMAT.into(),
+        version: PLAN_VERSION,
+        architecture: program.architecture.clone(),
+        dtype: program.dtype.clone(),
+        layers: program.layers.clone(),
+        graphs,
+    };
+    let plan_sha256 = plan.sha256()?;
+    let plan_time = milliseconds(start);
+
+    let (mut imported, mut planned) = (String::new(), String::new());
+    for ((graph, graph_plan), report) in program.graphs.iter().zip(&plan.graphs).zip(&reports) {
+        let _ = writeln!(imported, "graph {}\n{}", graph.name, dump_graph(&graph.graph));
+        let _ = writeln!(planned, "graph {}\n{}", graph.name, dump_plan(graph_plan, report));
+    }
+    let (fused, lowered, instructions) = census(&plan, &reports);
+    let effects = |graph: &plan::GraphPlan| {
+        graph.steps.iter().filter(|step| matches!(step, Step::Effect { .. })).count()
+    };
+    let report = Report {
+        architecture: program.architecture.clone(),
+        dtype: program.dtype.clone(),
+        nodes: Stages {
+            captured: program.graphs.iter().map(|graph| graph.captured_nodes).sum(),
+            imported: program.graphs.iter().map(|graph| graph.graph.len()).sum(),
+            fused: reports.iter().map(|report| report.nodes_after).sum::<usize>()
+                + plan.graphs.iter().map(effects).sum::<usize>(),
+            plan: instructions,
+        },
+        fused,
+        lowered,
+        fallback: fallbacks(&program),
+        regions: Regions {
+            total: reports.iter().map(|report| report.calls.iter().sum::<usize>()).sum(),
+            unique: plan.graphs.iter().map(|graph| graph.regions.len()).sum(),
+        },
+        rules: reports.iter().fold(Default::default(), |mut all, report| {
+            for (rule, count) in &report.rules {
+                *all.entry(*rule).or_insert(0) += count;
+            }
+            all
+        }),
+        plan_sha256,
+        timings_ms: Timings { parse, import: import_time, rewrite, plan: plan_time },
+    };
+    Ok(Lowered { plan, report, imported, planned })
+}

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A graph to its plan: pieces rewritten once for all identical layers, then flattened.
+
+use super::partition::{Piece, Place, piece, places};
+use super::{Binding, Fold, GraphPlan, Instruction, Region, Register, Slot, Step};
+use crate::error::{Error, Result};
+use crate::import::ImportedGraph;
+use crate::ir::{Graph, NodeId, Op, Source, TensorType, Value, verify};
+use crate::rewrite::{Rewritten, rewrite};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+/// How a graph was planned.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct PlanReport {
+    /// Rules that applied, over all calls.
+    pub rules: BTreeMap<&'static str, usize>,
+    /// Calls of each region.
+    pub calls: Vec<usize>,
+    /// For each region's instructions, the FX nodes that they stand for in the region's first call.
+    pub sources: Vec<Vec<Option<Source>>>,
+    /// Nodes of all regions before and after rewriting, over all calls.
+    pub nodes_before: usize,
+    pub nodes_after: usize,
+}
+
+/// Everything that decides how a piece is rewritten. Names and weights are not in it.
+type Shape = (Vec<(Op, Vec<(u32, u32)>, Vec<TensorType>)>, Vec<(u32, u32)>);
+
+fn shape_of(graph: &Graph) -> Shape {
+    let pair = |value: &Value| (value.node.index() as u32, value.output);
+    let nodes = graph
+        .topological()
+        .map(|id| {
+            let node = graph.node(id);
+            (node.op.clone(), graph.operands(id).iter().map(pair).collect(), node.types.clone())
+        })
+        .collect();
+    (nodes, graph.outputs.iter().map(pair).collect())
+}
+
+/// State of one graph's planning.
+struct Planner<'a> {
+    graph: &'a Graph,
+    places: Vec<Place>,
+    plan: GraphPlan,
+    report: PlanReport,
+    slots: HashMap<Value, Slot>,
+    constants: HashMap<Value, u32>,
+    known: HashMap<Shape, u32>,
+}
+
+/// Plans a graph.
+pub fn build(imported: &ImportedGraph) -> Result<(GraphPlan, PlanReport)> {
+    let graph = &imported.graph;
+    let mut planner = Planner {
+        graph,
+        places: places(graph),
+        plan: GraphPlan {
+            name: imported.name.clone(),
+            symbols: imported.symbols.clone(),
+            inputs: imported.inputs.clone(),
+            parameters: imported.parameters.clone(),
+            folds: Vec::new(),
+            regions: Vec::new(),
+            steps: Vec::new(),
+            num_slots: imported.inputs.len() as u32,
+            outputs: Vec::new(),
+        },
+        report: PlanReport::default(),
+        slots: HashMap::new(),
+        constants: HashMap::new(),
+        known: HashMap::new(),
+    };
+    for id in graph.topological() {
+        if let Op::Input(index) = graph.node(id).op {
+            planner.slots.insert(Value { node: id, output: 0 }, index);
+        }
+    }
+    let levels = planner.places.iter().map(|place| match place {
+        Place::Piece(level) | Place::Effect(level) => level + 1,
+        _ => 0,
+    });
+    for level in 0..levels.max().unwrap_or(0) {
+        if let Some(piece) = piece(graph, &planner.places, level) {
+            planner.call(piece)?;
+        }
+        let effects: Vec<NodeId> = graph
+            .effects
+            .iter()
+            .copied()
+            .filter(|id| planner.places[id.index()] == Place::Effect(level))
+            .collect();
+        for effect in effects {
+            planner.effect(effect)?;
+        }
+    }
+    let outputs: Result<Vec<Slot>> = graph.outputs.iter().map(|output| planner.slot(*output)).collect();
+    planner.plan.outputs = outputs?;
+    release_slots(&mut planner.plan);
+    Ok((planner.plan, planner.report))
+}
+
+impl Planner<'_> {
+    fn new_slots(&mut self, values: &[Value]) -> Vec<Slot> {
+        values
+            .iter()
+            .map(|value| {
+                let slot = self.plan.num_slots;
+                self.plan.num_slots += 1;
+                self.slots.insert(*value, slot);
+                slot
+            })
+            .collect()
+    }
+
+    fn call(&mut self, piece: Piece) -> Result<()> {
+        let parameters: Vec<u32> = piece.parameters.iter().map(|value| self.constant(*value)).collect();
+        let inputs: Result<Vec<Slot>> = piece.inputs.iter().map(|value| self.slot(*value)).collect();
+        let shape = shape_of(&piece.graph);
+        let region = match self.known.get(&shape) {
+            Some(region) => *region,
+            None => {
+                let index = self.compile(&piece)?;
+                self.known.insert(shape, index);
+                index
+            }
+        };
+        self.report.calls[region as usize] += 1;
+        self.report.nodes_before += piece.graph.len();
+        self.report.nodes_after += self.plan.regions[region as usize].instructions.len();
+        let step = Step::Call {
+            region,
+            inputs: inputs?,
+            parameters,
+            outputs: self.new_slots(&piece.outputs),
+            release: Vec::new(),
+        };
+        self.plan.steps.push(step);
+        Ok(())
+    }
+
+    fn compile(&mut self, piece: &Piece) -> Result<u32> {
+        verify(&piece.graph).map_err(|reason| Error::Verifier { stage: "partitioning", reason })?;
+        let Rewritten { graph, applied, .. } = rewrite(&piece.graph)?;
+        verify(&graph).map_err(|reason| Error::Verifier { stage: "rewriting", reason })?;
+        for (rule, count) in applied {
+            *self.report.rules.entry(rule).or_insert(0) += count;
+        }
+        let (region, sources) = flatten(&merge_ropes(&graph), piece);
+        self.plan.regions.push(region);
+        self.report.calls.push(0);
+        self.report.sources.push(sources);
+        Ok(self.plan.regions.len() as u32 - 1)
+    }
+
+    fn effect(&mut self, id: NodeId) -> Result<()> {
+        let node = self.graph.node(id);
+        let inputs: Result<Vec<Slot>> =
+            self.graph.operands(id).iter().map(|operand| self.slot(*operand)).collect();
+        let outputs: Vec<Value> =
+            (0..node.types.len() as u32).map(|output| Value { node: id, output }).collect();
+        let step = Step::Effect {
+            op: node.op.clone(),
+            inputs: inputs?,
+            outputs: self.new_slots(&outputs),
+            types: node.types.clone(),
+            release: Vec::new(),
+        };
+        self.plan.steps.push(step);
+        Ok(())
+    }
+
+    /// The slot of a value that crosses pieces; a constant gets one through a region that yields it.
+    fn slot(&mut self, value: Value) -> Result<Slot> {
+        if let Some(slot) = self.slots.get(&value) {
+            return Ok(*slot);
+        }
+        let mut graph = Graph::default();
+        let types = vec![self.graph.value_type(value).clone()];
+        let (op, parameters) = match self.places[value.node.index()] {
+            Place::Constant => (Op::Parameter(0), vec![value]),
+            Place::Scalar => (self.graph.node(value.node).op.clone(), vec![]),
+            _ => {
+                let reason = format!("{} is used before it is computed", self.graph.node(value.node).op.name());
+                return Err(Error::Verifier { stage: "planning", reason });
+            }
+        };
+        let leaf = graph.add(op, &[], types, self.graph.node(value.node).source.clone());
+        graph.outputs = vec![Value { node: leaf, output: 0 }];
+        self.call(Piece { graph, inputs: vec![], parameters, outputs: vec![value] })?;
+        self.slot(value)
+    }
+
+    /// The parameter index of a constant, computed at load if it is not the checkpoint's.
+    fn constant(&mut self, value: Value) -> u32 {
+        if let Some(index) = self.constants.get(&value) {
+            return *index;
+        }
+        let node = self.graph.node(value.node);
+        if let Op::Parameter(index) = node.op {
+            self.constants.insert(value, index);
+            return index;
+        }
+        let operands = self.graph.operands(value.node);
+        let inputs: Vec<u32> = operands.iter().map(|operand| self.constant(*operand)).collect();
+        let mut outputs = Vec::new();
+        for (output, value_type) in node.types.iter().enumerate() {
+            let index = self.plan.parameters.len() as u32;
+            let name = format!("fold.{}", self.plan.folds.len());
+            self.plan.parameters.push(Binding { name, value: value_type.clone() });
+            self.constants.insert(Value { node: value.node, output: output as u32 }, index);
+            outputs.push(index);
+        }
+        self.plan.folds.push(Fold { op: node.op.clone(), inputs, outputs });
+        self.constants[&value]
+    }
+}
+
+/// Rotations by the same angles become one operator, as vLLM's rotary embedding is one module for
+/// queries and keys.
+fn merge_ropes(graph: &Graph) -> Graph {
+    let mut groups: BTreeMap<(Op, Value, Value), Vec<NodeId>> = BTreeMap::new();
+    for id in graph.topological() {
+        if let op @ Op::Rope { .. } = &graph.node(id).op {
+            let operands = graph.operands(id);
+            groups.entry((op.clone(), operands[0], operands[1])).or_default().push(id);
+        }
+    }
+    groups.retain(|_, members| members.len() > 1 && independent(graph, members));
+    let mut merged = Graph::default();
+    let mut renamed: HashMap<Value, Value> = HashMap::new();
+    // A merged operator stands where its last member stood; what lies between moves behind it only
+    // if it needs a member, so members are emitted by need.
+    let group_of: HashMap<NodeId, &Vec<NodeId>> =
+        groups.values().flat_map(|members| members.iter().map(move |member| (*member, members))).collect();
+    for root in graph.outputs.iter().map(|output| output.node) {
+        let mut stack = vec![root];
+        while let Some(id) = stack.last().copied() {
+            if renamed.contains_key(&Value { node: id, output: 0 }) {
+                stack.pop();
+                continue;
+            }
+            let members: &[NodeId] = group_of.get(&id).map_or(std::slice::from_ref(&id), |members| members);
+            let mut operands: Vec<Value> = graph.operands(members[0]);
+            operands.extend(members[1..].iter().map(|member| graph.operands(*member)[2]));
+            let missing: Vec<NodeId> = operands
+                .iter()
+                .rev()
+                .filter(|operand| !renamed.contains_key(operand))
+                .map(|operand| operand.node)
+                .collect();
+            if !missing.is_empty() {
+                stack.extend(missing);
+                continue;
+            }
+            stack.pop();
+            let node = graph.node(members[0]);
+            let types: Vec<TensorType> =
+                members.iter().flat_map(|member| graph.node(*member).types.clone()).collect();
+            let operands: Vec<Value> = operands.iter().map(|operand| renamed[operand]).collect();
+            let added = merged.add(node.op.clone(), &operands, types, node.source.clone());
+            let mut results = 0;
+            for member in members {
+                for output in 0..graph.node(*member).types.len() as u32 {
+                    let result = Value { node: added, output: results };
+                    renamed.insert(Value { node: *member, output }, result);
+                    results += 1;
+                }
+            }
+        }
+    }
+    merged.outputs = graph.outputs.iter().map(|output| renamed[output]).collect();
+    merged
+}
+
+/// No member is computed from another.
+fn independent(graph: &Graph, members: &[NodeId]) -> bool {
+    members.iter().all(|member| {
+        let mut stack: Vec<NodeId> = graph.operands(*member).iter().map(|value| value.node).collect();
+        let mut seen = std::collections::HashSet::new();
+        while let Some(id) = stack.pop() {
+            if members.contains(&id) {
+                return false;
+            }
+            if seen.insert(id) {
+                stack.extend(graph.operands(id).iter().map(|value| value.node));
+            }
+        }
+        true
+    })
+}
+
+/// A region's instructions in order, with the source of each.
+fn flatten(graph: &Graph, piece: &Piece) -> (Region, Vec<Option<Source>>) {
+    let num_inputs = piece.inputs.len() as u32;
+    let num_parameters = piece.parameters.len() as u32;
+    let mut registers: HashMap<Value, Register> = HashMap::new();
+    let mut next = num_inputs + num_parameters;
+    let mut instructions: Vec<Instruction> = Vec::new();
+    let mut sources = Vec::new();
+    for id in graph.topological() {
+        let node = graph.node(id);
+        match node.op {
+            Op::Input(index) => {
+                registers.insert(Value { node: id, output: 0 }, index);
+                continue;
+            }
+            Op::Parameter(index) => {
+                registers.insert(Value { node: id, output: 0 }, num_inputs + index);
+                continue;
+            }
+            _ => {}
+        }
+        let inputs = graph.operands(id).iter().map(|operand| registers[operand]).collect();
+        let outputs: Vec<Register> = (0..node.types.len() as u32)
+            .map(|output| {
+                registers.insert(Value { node: id, output }, next);
+                next += 1;
+                next - 1
+            })
+            .collect();
+        let (op, types) = (node.op.clone(), node.types.clone());
+        instructions.push(Instruction { op, inputs, outputs, types, release: Vec::new() });
+        sources.push(node.source.as_ref().map(|source: &Rc<Source>| (**source).clone()));
+    }
+    let outputs: Vec<Register> = graph.outputs.iter().map(|output| registers[output]).collect();
+    release(
+        instructions.iter_mut().map(|i| (i.inputs.clone(), i.outputs.clone(), &mut i.release)),
+        &outputs,
+    );
+    let region = Region { num_inputs, num_parameters, num_registers: next, instructions, outputs };
+    (region, sources)
+}
+
+/// Fills in what each instruction may drop: registers that nothing after it reads and that are not kept.
+fn release<'a>(
+    instructions: impl DoubleEndedIterator<Item = (Vec<u32>, Vec<u32>, &'a mut Vec<u32>)>,
+    kept: &[u32],
+) {
+    let mut needed: std::collections::HashSet<u32> = kept.iter().copied().collect();
+    for (inputs, outputs, release) in instructions.rev() {
+        for register in inputs.into_iter().chain(outputs) {
+            if needed.insert(register) {
+                release.push(register);
+            }
+        }
+    }
+}
+
+fn release_slots(plan: &mut GraphPlan) {
+    let kept = plan.outputs.clone();
+    release(
+        plan.steps.iter_mut().map(|step| match step {
+            Step::Call { inputs, outputs, release, .. } | Step::Effect { inputs, outputs, release, .. } => {
+                (inputs.clone(), outputs.clone(), release)
+            }
+        }),
+        &kept,
+    );
+}

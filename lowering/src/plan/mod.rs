@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The plan: what the executor runs. Regions of flat instructions, and the calls that string them together.
+
+mod build;
+mod check;
+mod dump;
+mod partition;
+
+pub use build::{PlanReport, build};
+pub use dump::{dump_graph, dump_plan};
+
+use crate::error::Error;
+use crate::ir::{Dim, Float, Op, TensorType};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// Format version of a serialised [`Plan`]; another version is refused.
+pub const PLAN_VERSION: u32 = 1;
+
+/// Marks a serialised [`Plan`].
+pub const PLAN_FORMAT: &str = "vllm-metal/plan";
+
+/// Index of an instruction's value inside one region.
+pub type Register = u32;
+
+/// Index of a value that crosses regions in one graph.
+pub type Slot = u32;
+
+/// Everything needed to run a model but the weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    pub format: String,
+    pub version: u32,
+    pub architecture: String,
+    pub dtype: String,
+    /// State that effects refer to by index: `Op::Attention { layer }`.
+    pub layers: Vec<AttentionLayer>,
+    pub graphs: Vec<GraphPlan>,
+}
+
+/// One attention layer's constants, from vLLM's `Attention` module.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionLayer {
+    /// vLLM's layer name, the key of its KV cache.
+    pub name: String,
+    pub num_heads: i64,
+    pub num_kv_heads: i64,
+    pub head_size: i64,
+    pub head_size_v: i64,
+    pub scale: Float,
+    /// Tokens that a token sees, itself included; `None` is all.
+    pub sliding_window: Option<i64>,
+    pub logits_soft_cap: Option<Float>,
+    pub alibi_slopes: Option<Vec<Float>>,
+    /// Parameter path of the attention sinks `[num_heads]`.
+    pub sinks: Option<String>,
+    /// vLLM's `AttentionType`: `decoder`, `encoder_only`, ...
+    pub attn_type: String,
+    /// Reads the cache of this layer and writes none.
+    pub kv_sharing_target: Option<String>,
+}
+
+/// The plan of one captured graph.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GraphPlan {
+    /// `backbone` or `logits`.
+    pub name: String,
+    pub symbols: Vec<Symbol>,
+    pub inputs: Vec<Binding>,
+    /// What the checkpoint provides, then what `folds` compute at load, in one index space.
+    pub parameters: Vec<Binding>,
+    /// Run once at load, in order; each appends parameters.
+    pub folds: Vec<Fold>,
+    pub regions: Vec<Region>,
+    pub steps: Vec<Step>,
+    /// Slots `0..inputs.len()` hold the inputs.
+    pub num_slots: u32,
+    pub outputs: Vec<Slot>,
+}
+
+/// A symbolic size that a run binds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Symbol {
+    pub name: String,
+    /// `num_tokens` for the step's token count.
+    pub role: String,
+}
+
+/// A named tensor that comes from outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
+    /// Input name, or parameter path in the vLLM model.
+    pub name: String,
+    #[serde(flatten)]
+    pub value: TensorType,
+}
+
+/// A computation on parameters only, done at load.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fold {
+    pub op: Op,
+    /// Parameter indices.
+    pub inputs: Vec<u32>,
+    /// Parameter indices.
+    pub outputs: Vec<u32>,
+}
+
+/// A piece of the graph without effects, compiled once and called by every identical layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Region {
+    /// Registers `0..num_inputs` hold the call's inputs, the next `num_parameters` its parameters.
+    pub num_inputs: u32,
+    pub num_parameters: u32,
+    pub num_registers: u32,
+    pub instructions: Vec<Instruction>,
+    pub outputs: Vec<Register>,
+}
+
+/// One operator on registers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Instruction {
+    pub op: Op,
+    pub inputs: Vec<Register>,
+    pub outputs: Vec<Register>,
+    /// Types of the outputs.
+    pub types: Vec<TensorType>,
+    /// Registers whose last reader is this instruction.
+    pub release: Vec<Register>,
+}
+
+/// One step of a graph: a call of a region, or an effect.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Step {
+    Call { region: u32, inputs: Vec<Slot>, parameters: Vec<u32>, outputs: Vec<Slot>, release: Vec<Slot> },
+    /// `Op::Attention`.
+    Effect { op: Op, inputs: Vec<Slot>, outputs: Vec<Slot>, types: Vec<TensorType>, release: Vec<Slot> },
+}
+
+impl Plan {
+    /// Canonical bytes: the same plan gives the same bytes on every machine.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        serde_json::to_vec(self).map_err(|error| Error::Malformed { what: "plan", reason: error.to_string() })
+    }
+
+    /// Reads a plan and checks every index in it, so that the executor may trust them.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Plan, Error> {
+        let malformed = |reason: String| Error::Malformed { what: "plan", reason };
+        let plan: Plan = serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+        if plan.format != PLAN_FORMAT || plan.version != PLAN_VERSION {
+            return Err(malformed(format!(
+                "it is {:?} version {}, and this build reads {PLAN_FORMAT:?} version {PLAN_VERSION}: lower the model again",
+                plan.format, plan.version
+            )));
+        }
+        plan.check().map_err(malformed)?;
+        Ok(plan)
+    }
+
+    /// SHA-256 of [`Plan::to_bytes`], in hexadecimal.
+    pub fn sha256(&self) -> Result<String, Error> {
+        Ok(hex::encode(Sha256::digest(self.to_bytes()?)))
+    }
+
+    /// The plan of the graph of that name.
+    pub fn graph(&self, name: &str) -> Option<&GraphPlan> {
+        self.graphs.iter().find(|graph| graph.name == name)
+    }
+}
+
+/// Sizes under a binding of the symbols; `None` where a size is unbound, negative or too large.
+pub fn eval_shape(shape: &[Dim], symbols: &[i64]) -> Option<Vec<i32>> {
+    shape.iter().map(|dim| dim.eval(symbols).filter(|size| *size >= 0)?.try_into().ok()).collect()
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Cuts a graph into constants, pieces without effects, and effects.
+//!
+//! Effects split the graph into levels: a node's level is the number of effects on the longest way
+//! to it. The nodes of one level form a piece. What depends on parameters alone is computed once
+//! at load and belongs to no piece. Reshapes cost nothing and are repeated in each piece that needs
+//! them, so that pieces exchange values in the form that computed them and rules see the reshape.
+
+use crate::ir::{Graph, NodeId, Op, Value};
+use std::collections::HashMap;
+
+/// Where a node is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A graph input.
+    Input,
+    /// A number, repeated wherever it is used.
+    Scalar,
+    /// At load.
+    Constant,
+    /// In the piece of that level.
+    Piece(u32),
+    /// Between the pieces of this level and the next.
+    Effect(u32),
+}
+
+/// A piece as a graph of its own: leaves are numbered in the order of their first use.
+pub struct Piece {
+    pub graph: Graph,
+    /// What `Op::Input` leaves stand for.
+    pub inputs: Vec<Value>,
+    /// What `Op::Parameter` leaves stand for: constants of the whole graph.
+    pub parameters: Vec<Value>,
+    /// What the piece's outputs stand for.
+    pub outputs: Vec<Value>,
+}
+
+/// The place of every node.
+pub fn places(graph: &Graph) -> Vec<Place> {
+    let mut places: Vec<Place> = Vec::with_capacity(graph.len());
+    for id in graph.topological() {
+        let node = graph.node(id);
+        let operands = graph.operands(id);
+        let of_operands = || operands.iter().map(|operand| places[operand.node.index()]);
+        let level = of_operands()
+            .map(|place| match place {
+                Place::Piece(level) => level,
+                Place::Effect(level) => level + 1,
+                _ => 0,
+            })
+            .max()
+            .unwrap_or(0);
+        let fixed = node.types.iter().all(|t| t.shape.iter().all(|dim| dim.fixed().is_some()));
+        let constant = fixed
+            && !matches!(node.op, Op::Island { .. })
+            && !has_symbol(&node.op)
+            && of_operands().all(|place| matches!(place, Place::Constant | Place::Scalar));
+        places.push(match &node.op {
+            Op::Input(_) => Place::Input,
+            Op::Scalar(_) => Place::Scalar,
+            Op::Parameter(_) => Place::Constant,
+            op if op.is_effect() => Place::Effect(level),
+            _ if constant => Place::Constant,
+            _ => Place::Piece(level),
+        });
+    }
+    places
+}
+
+fn has_symbol(op: &Op) -> bool {
+    match op {
+        Op::Full { value, .. } | Op::Scalar(value) => value.as_f64().is_none(),
+        Op::Arange { start, .. } => start.fixed().is_none(),
+        _ => false,
+    }
+}
+
+/// The piece of a level; `None` where the level computes nothing.
+pub fn piece(graph: &Graph, places: &[Place], level: u32) -> Option<Piece> {
+    let mine = |value: Value| places[value.node.index()] == Place::Piece(level);
+    let repeated = |value: Value| {
+        matches!(graph.node(value.node).op, Op::Reshape { .. })
+            && matches!(places[value.node.index()], Place::Piece(of) if of < level)
+    };
+    let mut outputs: Vec<Value> = Vec::new();
+    let mut emit = |value: Value| {
+        if mine(value) && !outputs.contains(&value) {
+            outputs.push(value);
+        }
+    };
+    for id in graph.topological().filter(|id| places[id.index()] != Place::Piece(level)) {
+        for operand in graph.operands(id) {
+            match places[id.index()] {
+                Place::Piece(_) => emit(through_reshapes(graph, operand)),
+                _ => emit(operand),
+            }
+        }
+    }
+    graph.outputs.iter().copied().for_each(&mut emit);
+    if outputs.is_empty() {
+        return None;
+    }
+    let mut piece = Piece { graph: Graph::default(), inputs: vec![], parameters: vec![], outputs };
+    let mut copied: HashMap<Value, Value> = HashMap::new();
+    for root in piece.outputs.clone() {
+        let mut stack = vec![root];
+        while let Some(value) = stack.last().copied() {
+            if copied.contains_key(&value) {
+                stack.pop();
+                continue;
+            }
+            let inside = mine(value) || repeated(value);
+            let operands = if inside { graph.operands(value.node) } else { Vec::new() };
+            let missing: Vec<Value> =
+                operands.iter().rev().copied().filter(|operand| !copied.contains_key(operand)).collect();
+            if !missing.is_empty() {
+                stack.extend(missing);
+                continue;
+            }
+            stack.pop();
+            let place = if inside { Place::Piece(level) } else { places[value.node.index()] };
+            copy(graph, place, level, &mut piece, &mut copied, value, &operands);
+        }
+    }
+    piece.graph.outputs = piece.outputs.iter().map(|output| copied[output]).collect();
+    Some(piece)
+}
+
+/// What a chain of reshapes reshapes.
+fn through_reshapes(graph: &Graph, value: Value) -> Value {
+    match graph.node(value.node).op {
+        Op::Reshape { .. } => through_reshapes(graph, graph.operands(value.node)[0]),
+        _ => value,
+    }
+}
+
+fn copy(
+    graph: &Graph,
+    place: Place,
+    level: u32,
+    piece: &mut Piece,
+    copied: &mut HashMap<Value, Value>,
+    value: Value,
+    operands: &[Value],
+) {
+    let node = graph.node(value.node);
+    let leaf = |piece: &mut Piece, op: Op| {
+        let types = vec![graph.value_type(value).clone()];
+        Value { node: piece.graph.add(op, &[], types, node.source.clone()), output: 0 }
+    };
+    match place {
+        Place::Piece(of) if of == level => {
+            let operands: Vec<Value> = operands.iter().map(|operand| copied[operand]).collect();
+            let id: NodeId =
+                piece.graph.add(node.op.clone(), &operands, node.types.clone(), node.source.clone());
+            for output in 0..node.types.len() as u32 {
+                copied.insert(Value { node: value.node, output }, Value { node: id, output });
+            }
+        }
+        Place::Scalar => {
+            let leaf = leaf(piece, node.op.clone());
+            copied.insert(value, leaf);
+        }
+        Place::Constant => {
+            let leaf = leaf(piece, Op::Parameter(piece.parameters.len() as u32));
+            piece.parameters.push(value);
+            copied.insert(value, leaf);
+        }
+        Place::Input | Place::Effect(_) | Place::Piece(_) => {
+            let leaf = leaf(piece, Op::Input(piece.inputs.len() as u32));
+            piece.inputs.push(value);
+            copied.insert(value, leaf);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What was captured, fused, lowered and left to PyTorch. One type for the log, the command and the tests.
+
+use crate::import::{Fallback, Program};
+use crate::ir::Op;
+use crate::plan::{Plan, PlanReport, Step};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// The whole story of a lowering.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub architecture: String,
+    pub dtype: String,
+    /// Nodes after each stage.
+    pub nodes: Stages,
+    /// Fused operators over all layers.
+    pub fused: BTreeMap<String, usize>,
+    /// Other operators over all layers.
+    pub lowered: BTreeMap<String, usize>,
+    pub fallback: Vec<FallbackReport>,
+    pub regions: Regions,
+    /// Rules that joined anything while the unique regions were rewritten.
+    pub rules: BTreeMap<&'static str, usize>,
+    pub plan_sha256: String,
+    pub timings_ms: Timings,
+}
+
+/// Nodes after each stage.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Stages {
+    pub captured: usize,
+    pub imported: usize,
+    pub fused: usize,
+    /// Instructions and effects that one step runs.
+    pub plan: usize,
+}
+
+/// Calls of regions, and the regions that were compiled for them.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Regions {
+    pub total: usize,
+    pub unique: usize,
+}
+
+/// Milliseconds of each stage.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Timings {
+    pub parse: f64,
+    pub import: f64,
+    pub rewrite: f64,
+    pub plan: f64,
+}
+
+/// One kind of node that runs in PyTorch.
+#[derive(Clone, Debug, Serialize)]
+pub struct FallbackReport {
+    pub target: String,
+    pub count: usize,
+    pub reason: String,
+    /// The first such node.
+    #[serde(rename = "where")]
+    pub location: String,
+}
+
+/// Merges nodes of one target and reason.
+pub fn fallbacks(program: &Program) -> Vec<FallbackReport> {
+    let mut merged: BTreeMap<(String, String), FallbackReport> = BTreeMap::new();
+    let all = program.graphs.iter().flat_map(|graph| &graph.fallbacks);
+    for Fallback { target, reason, location } in all {
+        merged
+            .entry((target.clone(), reason.clone()))
+            .or_insert_with(|| FallbackReport {
+                target: target.clone(),
+                count: 0,
+                reason: reason.clone(),
+                location: location.to_string(),
+            })
+            .count += 1;
+    }
+    merged.into_values().collect()
+}
+
+/// Whether an operator is the product of fusion. Both forms of a norm count as one kind.
+fn fused_name(op: &Op) -> Option<&'static str> {
+    Some(match op {
+        Op::RmsNorm { .. } | Op::AddRmsNorm { .. } => "rms_norm",
+        Op::LayerNorm { .. } => "layer_norm",
+        Op::Rope { .. } => "rope",
+        Op::GatedActivation { .. } => "gated_mlp",
+        Op::Attention { .. } => "attention",
+        _ => return None,
+    })
+}
+
+/// Fused and other operators of a plan, over all calls, and how many there are.
+pub fn census(plan: &Plan, reports: &[PlanReport]) -> (BTreeMap<String, usize>, BTreeMap<String, usize>, usize) {
+    let (mut fused, mut lowered, mut total) = (BTreeMap::new(), BTreeMap::new(), 0);
+    let mut count = |op: &Op, times: usize| {
+        total += times;
+        match fused_name(op) {
+            Some(name) => *fused.entry(name.to_string()).or_insert(0) += times,
+            None => *lowered.entry(op.name().to_string()).or_insert(0) += times,
+        }
+    };
+    for (graph, report) in plan.graphs.iter().zip(reports) {
+        for (region, calls) in graph.regions.iter().zip(&report.calls) {
+            region.instructions.iter().for_each(|instruction| count(&instruction.op, *calls));
+        }
+        for step in &graph.steps {
+            if let Step::Effect { op, .. } = step {
+                count(op, 1);
+            }
+        }
+    }
+    (fused, lowered, total)
+}

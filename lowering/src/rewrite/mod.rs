@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Equality saturation of one region: graph in, cheaper graph out.
+
+mod cost;
+mod extract;
+pub mod language;
+mod pattern;
+
+pub use cost::cost;
+pub use pattern::Pattern;
+
+use crate::error::{Error, Result};
+use crate::ir::{Graph, Op, Source, TensorType, Value};
+use crate::rules::{self, Build, Match, Right, Rule};
+use egg::{Applier, Id, PatternAst, Rewrite, Runner, SimpleScheduler, StopReason, Subst, Symbol, Var};
+use language::{Term, Terms, Types};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+/// E-nodes allowed for each node of the region, beyond a constant. Rules are directional, so a
+/// region that exceeds it shows a rule that feeds itself.
+const NODE_BUDGET_FACTOR: usize = 20;
+const NODE_BUDGET_BASE: usize = 1_000;
+const ITERATION_BUDGET: usize = 100;
+
+/// A rewritten region.
+pub struct Rewritten {
+    pub graph: Graph,
+    /// Rules that joined anything, with how often.
+    pub applied: BTreeMap<&'static str, usize>,
+    pub iterations: usize,
+    pub enodes: usize,
+}
+
+/// egg's form of a [`Rule`].
+struct RuleApplier(&'static Rule);
+
+impl Applier<Term, Types> for RuleApplier {
+    fn apply_one(
+        &self,
+        egraph: &mut Terms,
+        root: Id,
+        subst: &Subst,
+        _: Option<&PatternAst<Term>>,
+        rule_name: Symbol,
+    ) -> Vec<Id> {
+        let Some(Right { root: right, also }) = apply(self.0, egraph, root, subst) else { return Vec::new() };
+        let mut joined = Vec::new();
+        for (left, right) in std::iter::once((root, right)).chain(also) {
+            let Some(right) = build(egraph, right) else { continue };
+            let same_type = egraph[left].data == egraph[right].data;
+            if same_type && egraph.union_trusted(left, right, rule_name) {
+                joined.push(left);
+            }
+        }
+        joined
+    }
+
+    fn vars(&self) -> Vec<Var> {
+        Vec::new()
+    }
+}
+
+/// The right side, where all guards hold.
+fn apply(rule: &Rule, egraph: &Terms, root: Id, subst: &Subst) -> Option<Right> {
+    let m = Match::new(egraph, root, subst);
+    if rule.guards.iter().all(|(_, holds)| holds(&m)) { (rule.right)(&m) } else { None }
+}
+
+fn build(egraph: &mut Terms, term: Build) -> Option<Id> {
+    match term {
+        Build::Class(class) => Some(class),
+        Build::Node(op, operands) => {
+            let operands: Option<Vec<Id>> =
+                operands.into_iter().map(|operand| build(egraph, operand)).collect();
+            language::add(egraph, op, operands?)
+        }
+    }
+}
+
+static REWRITES: LazyLock<Result<Vec<Rewrite<Term, Types>>, String>> = LazyLock::new(|| {
+    rules::all()
+        .map(|rule| Rewrite::new(rule.name, rule.left.parse::<Pattern>()?, RuleApplier(rule)))
+        .collect()
+});
+
+/// Rewrites a region to saturation and extracts its cheapest form.
+pub fn rewrite(region: &Graph) -> Result<Rewritten> {
+    let internal = |reason: String| Error::Verifier { stage: "rewriting", reason };
+    let rewrites = REWRITES.as_ref().map_err(|reason| internal(reason.clone()))?;
+    let mut egraph = Terms::new(Types);
+    let mut classes: Vec<Id> = Vec::with_capacity(region.len());
+    let mut sources: Vec<(Id, Rc<Source>)> = Vec::new();
+    for id in region.topological() {
+        let children: Vec<Id> = region
+            .operands(id)
+            .iter()
+            .map(|operand| result(&mut egraph, region, &classes, *operand))
+            .collect();
+        let node = region.node(id);
+        let class = language::add_original(&mut egraph, node.op.clone(), node.types.clone(), children);
+        if let Some(source) = &node.source {
+            sources.push((class, source.clone()));
+        }
+        classes.push(class);
+    }
+    let roots: Vec<Id> =
+        region.outputs.iter().map(|output| result(&mut egraph, region, &classes, *output)).collect();
+    egraph.rebuild();
+    let runner = Runner::<Term, Types>::new(Types)
+        .with_egraph(egraph)
+        .with_scheduler(SimpleScheduler)
+        .with_iter_limit(ITERATION_BUDGET)
+        .with_node_limit(NODE_BUDGET_FACTOR * region.len() + NODE_BUDGET_BASE)
+        // Saturation must not depend on the machine's speed.
+        .with_time_limit(Duration::MAX)
+        .run(rewrites);
+    match runner.stop_reason {
+        Some(StopReason::Saturated) => {}
+        reason => return Err(internal(format!("rules did not saturate: {reason:?}"))),
+    }
+    let mut applied = BTreeMap::new();
+    for iteration in &runner.iterations {
+        for rule in rules::all() {
+            if let Some(count) = iteration.applied.get(&Symbol::from(rule.name)) {
+                *applied.entry(rule.name).or_insert(0) += count;
+            }
+        }
+    }
+    let graph = extract::extract(&runner.egraph, &roots, &sources).map_err(internal)?;
+    Ok(Rewritten {
+        graph,
+        applied,
+        iterations: runner.iterations.len(),
+        enodes: runner.egraph.total_number_of_nodes(),
+    })
+}
+
+/// The class of one result of a node.
+fn result(egraph: &mut Terms, region: &Graph, classes: &[Id], value: Value) -> Id {
+    let class = classes[value.node.index()];
+    match region.node(value.node).types.len() {
+        1 => class,
+        _ => {
+            let types: Vec<TensorType> = vec![region.value_type(value).clone()];
+            language::add_original(egraph, Op::Project(value.output), types, vec![class])
+        }
+    }
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+//! RMSNorm (Zhang & Sennrich 2019; vLLM `ir.ops.rms_norm`, MLX `fast.rms_norm`), alone and after a residual sum.
+//!
+//! ```text
+//! y = x / sqrt(mean(x^2) + eps) * w
+//! ```
+
+use super::{Build, Guard, Match, Numerics, Right, Rule};
+use crate::ir::{DType, Float, Op};
+
+const F32: Guard = ("the normalised operand is float32", |m| m.dtype("?x") == Some(DType::Float32));
+const EPS: Guard = ("eps is a constant", |m| m.scalar("?eps").is_some());
+const WEIGHT: Guard = ("the weight is a vector along the last axis", |m| m.is_vector_of("?w", "?x"));
+const SUM_WEIGHT: Guard = ("the weight is a vector along the last axis", |m| m.is_vector_of("?w", "?a"));
+const WIDE_WEIGHT: Guard = ("the weight is float32", |m| m.dtype("?w") == Some(DType::Float32));
+const NARROW_WEIGHT: Guard = ("the weight has the operand's dtype", |m| m.dtype("?w") == m.dtype("?x"));
+const ROUND_TRIP: Guard = ("the result has the operand's dtype", |m| m.root_dtype() == m.dtype("?x"));
+const ROUNDED: Guard = ("the norm is rounded to the operand's dtype", |m| m.dtype("?r") == m.dtype("?x"));
+const SAME_ADDENDS: Guard = ("both addends have one type", |m| m.type_of("?a") == m.type_of("?b"));
+const SUM_ROUND_TRIP: Guard = ("the result has the addends' dtype", |m| m.root_dtype() == m.dtype("?a"));
+const SUM_ROUNDED: Guard = ("the norm is rounded to the addends' dtype", |m| m.dtype("?r") == m.dtype("?a"));
+const SUM_NARROW_WEIGHT: Guard = ("the weight has the addends' dtype", |m| m.dtype("?w") == m.dtype("?a"));
+
+/// eps of the norm that `?n` stands for.
+fn eps(m: &Match) -> Option<Float> {
+    m.find("?n", |op, _| match op {
+        Op::RmsNorm { eps } => Some(*eps),
+        _ => None,
+    })
+}
+
+fn norm(m: &Match, operands: &[&str]) -> Option<Right> {
+    Some(m.node(Op::RmsNorm { eps: eps(m)? }, operands).into())
+}
+
+/// The fused operator's two results: the norm at the root, and the sum wherever the graph holds it.
+fn add_norm(m: &Match, operands: &[&str], rounded_sum: bool) -> Option<Right> {
+    let eps = eps(m)?;
+    let project = |result| {
+        let both = m.node(Op::AddRmsNorm { eps, rounded_sum }, operands);
+        Build::Node(Op::Project(result), vec![both])
+    };
+    let dtype = m.dtype("?a")?;
+    let sum = match m.dtype("?s") == Some(dtype) {
+        true => Some(m.id("?s")),
+        false => m.lookup(Op::Cast { dtype }, "?s"),
+    };
+    Some(Right { root: project(0), also: sum.map(|sum| (sum, project(1))).into_iter().collect() })
+}
+
+#[rustfmt::skip]
+pub(super) const RULES: &[Rule] = &[
+    // x * rsqrt(mean(x^2) + eps)  =>  rms_norm(x)
+    Rule {
+        name: "rms_norm",
+        numerics: Numerics::SameRounding,
+        left: "(mul ?x (rsqrt (add (mean_last (square ?x)) ?eps)))",
+        guards: &[F32, EPS],
+        right: |m| {
+            let eps = Float::new(m.scalar("?eps")?);
+            Some(m.node(Op::RmsNorm { eps }, &["?x"]).into())
+        },
+    },
+    // rms_norm(x) * w  =>  rms_norm(x, w)
+    Rule {
+        name: "rms_norm_weight",
+        numerics: Numerics::Exact,
+        left: "(mul ?n:(rms_norm ?x) ?w)",
+        guards: &[F32, WIDE_WEIGHT, WEIGHT],
+        right: |m| norm(m, &["?x", "?w"]),
+    },
+    // T(rms_norm(f32(x), w: f32))  =>  rms_norm(x, w)
+    Rule {
+        name: "rms_norm_narrow_float32_weight",
+        numerics: Numerics::Exact,
+        left: "(cast ?n:(rms_norm (cast_f32 ?x) ?w))",
+        guards: &[ROUND_TRIP, WIDE_WEIGHT],
+        right: |m| norm(m, &["?x", "?w"]),
+    },
+    // T(rms_norm(f32(x))) * w: T  =>  rms_norm(x, w)
+    Rule {
+        name: "rms_norm_narrow",
+        numerics: Numerics::Exact,
+        left: "(mul ?r:(cast ?n:(rms_norm (cast_f32 ?x))) ?w)",
+        guards: &[ROUNDED, NARROW_WEIGHT, WEIGHT],
+        right: |m| norm(m, &["?x", "?w"]),
+    },
+    // T(rms_norm(f32(x)))  =>  rms_norm(x)
+    Rule {
+        name: "rms_norm_narrow_weightless",
+        numerics: Numerics::Exact,
+        left: "(cast ?n:(rms_norm (cast_f32 ?x)))",
+        guards: &[ROUND_TRIP],
+        right: |m| norm(m, &["?x"]),
+    },
+    // s = a + b, rms_norm(s, w)  =>  add_rms_norm(a, b, w)
+    Rule {
+        name: "add_rms_norm",
+        numerics: Numerics::Exact,
+        left: "?n:(rms_norm ?s:(add ?a ?b) ?w)",
+        guards: &[SAME_ADDENDS, SUM_WEIGHT],
+        right: |m| add_norm(m, &["?a", "?b", "?w"], m.dtype("?a")?.is_half()),
+    },
+    // s = a + b, rms_norm(s)  =>  add_rms_norm(a, b)
+    Rule {
+        name: "add_rms_norm_weightless",
+        numerics: Numerics::Exact,
+        left: "?n:(rms_norm ?s:(add ?a ?b))",
+        guards: &[SAME_ADDENDS],
+        right: |m| add_norm(m, &["?a", "?b"], m.dtype("?a")?.is_half()),
+    },
+    // s = f32(a) + f32(b), T(rms_norm(s)) * w: T  =>  add_rms_norm(a, b, w), T(s)
+    Rule {
+        name: "add_rms_norm_narrow",
+        numerics: Numerics::Exact,
+        left: "(mul ?r:(cast ?n:(rms_norm ?s:(add (cast_f32 ?a) (cast_f32 ?b)))) ?w)",
+        guards: &[SAME_ADDENDS, SUM_ROUNDED, SUM_NARROW_WEIGHT, SUM_WEIGHT],
+        right: |m| add_norm(m, &["?a", "?b", "?w"], false),
+    },
+    // s = f32(a) + f32(b), T(rms_norm(s, w: f32))  =>  add_rms_norm(a, b, w), T(s)
+    Rule {
+        name: "add_rms_norm_narrow_float32_weight",
+        numerics: Numerics::Exact,
+        left: "(cast ?n:(rms_norm ?s:(add (cast_f32 ?a) (cast_f32 ?b)) ?w))",
+        guards: &[SAME_ADDENDS, SUM_ROUND_TRIP, WIDE_WEIGHT, SUM_WEIGHT],
+        right: |m| add_norm(m, &["?a", "?b", "?w"], false),
+    },
+    // s = f32(a) + f32(b), T(rms_norm(s))  =>  add_rms_norm(a, b), T(s)
+    Rule {
+        name: "add_rms_norm_narrow_weightless",
+        numerics: Numerics::Exact,
+        left: "(cast ?n:(rms_norm ?s:(add (cast_f32 ?a) (cast_f32 ?b))))",
+        guards: &[SAME_ADDENDS, SUM_ROUND_TRIP],
+        right: |m| add_norm(m, &["?a", "?b"], false),
+    },
+];
