@@ -156,10 +156,10 @@ class MetalAttentionImpl(AttentionImpl[MetalAttentionMetadata]):
         if attn_metadata is None:  # vLLM's profiling run
             return output.zero_()
         cached = self.attn_type not in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
-        if cached and key is not None and value is not None:
-            # A layer that shares another's cache reads what that one wrote.
-            if self.kv_sharing_target_layer_name is None:
-                write_kv_cache(kv_cache, key, value, attn_metadata.slot_mapping)
+        # A layer that shares another's cache reads what that one wrote.
+        writes = cached and self.kv_sharing_target_layer_name is None
+        if writes and key is not None and value is not None:
+            write_kv_cache(kv_cache, key, value, attn_metadata.slot_mapping)
         output[attn_metadata.num_actual_tokens :].zero_()
 
         starts = attn_metadata.query_start_loc
@@ -169,7 +169,9 @@ class MetalAttentionImpl(AttentionImpl[MetalAttentionMetadata]):
                 continue
             first_query = seq_len - (rows.stop - rows.start)
             if self.attn_type == AttentionType.ENCODER_DECODER:
-                first_query = 0  # all of the encoder's tokens are seen, their positions do not count
+                first_query = (
+                    0  # all of the encoder's tokens are seen, their positions do not count
+                )
             visibility = Visibility(
                 attn_metadata.causal[request],
                 self.sliding_window,
@@ -211,7 +213,9 @@ class MetalAttentionImpl(AttentionImpl[MetalAttentionMetadata]):
         for start in range(0, num_queries, at_once):
             part = query[start : start + at_once].float()
             positions = torch.arange(first_query + start, first_query + start + part.shape[0])
-            parts.append(self._attend_rows(part, keys, values, positions, key_positions, visibility))
+            parts.append(
+                self._attend_rows(part, keys, values, positions, key_positions, visibility)
+            )
         return torch.cat(parts)
 
     def _attend_rows(
@@ -234,9 +238,7 @@ class MetalAttentionImpl(AttentionImpl[MetalAttentionMetadata]):
             distance = (query_positions[:, None] - key_positions[None, :]).abs().float()
             distance = distance.sqrt() if self.use_alibi_sqrt else distance
             scores = scores - torch.tensor(self.alibi_slopes)[:, None, None] * distance
-        scores = scores.masked_fill(
-            ~visibility.mask(query_positions, key_positions), float("-inf")
-        )
+        scores = scores.masked_fill(~visibility.mask(query_positions, key_positions), float("-inf"))
         if self.sinks is not None:  # a key per head that takes probability and has no value
             sinks = self.sinks.float()[:, None, None].expand(-1, num_queries, 1)
             scores = torch.cat([scores, sinks], dim=-1)

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+
+if TYPE_CHECKING:  # vllm.config imports the platform, which imports us
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 INDEX_FILE = "model.safetensors.index.json"
 _DOWNLOAD_AGAIN = "Download it again."
@@ -123,11 +126,13 @@ def check_directory(directory: str | os.PathLike[str]) -> list[StoredTensor]:
 
 
 @contextmanager
-def naming_bad_weights(loader: Any, tensors: list[StoredTensor]) -> Iterator[None]:
+def naming_bad_weights(loader: "DefaultModelLoader", tensors: list[StoredTensor]) -> Iterator[None]:
     """While a vLLM loader loads, turn what its `weight_loader`s raise into a ValueError that names
     the file and the tensor they were given."""
     files = {tensor.name: tensor.file.name for tensor in tensors}
     loading: tuple[str, torch.Tensor] | None = None
+
+    get_all_weights = loader.get_all_weights
 
     def traced(*args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
         nonlocal loading
@@ -136,9 +141,7 @@ def naming_bad_weights(loader: Any, tensors: list[StoredTensor]) -> Iterator[Non
             yield name, tensor
         loading = None
 
-    get_all_weights = getattr(loader, "get_all_weights", None)
-    if get_all_weights is not None:
-        loader.get_all_weights = traced
+    loader.get_all_weights = traced  # type: ignore[method-assign, assignment]
     try:
         yield
     except (AssertionError, RuntimeError, ValueError, KeyError, IndexError) as error:

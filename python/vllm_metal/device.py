@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -36,7 +37,7 @@ def select_device() -> Device:
         return Device("cpu", f"PyTorch {torch.__version__}")
     import mlx.core as mx
 
-    framework = f"MLX {mx.__version__}"
+    framework = f"MLX {version('mlx')}"
     if envs.DEVICE.value() == "gpu":
         if mx.is_available(mx.gpu):
             working_set = mx.device_info(mx.gpu).get("max_recommended_working_set_size")

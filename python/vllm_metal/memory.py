@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psutil
+import torch
 from vllm.utils.cpu_resource_utils import get_cgroup_memory_limit, get_cgroup_memory_usage
 
 from vllm_metal import envs
@@ -71,6 +72,7 @@ def working_memory(vllm_config: "VllmConfig") -> int:
     kv_heads = model_config.get_num_kv_heads(parallel_config)
     feed_forward = getattr(text_config, "intermediate_size", None) or 4 * hidden
     width = 4 * hidden + 3 * feed_forward + (heads + 2 * kv_heads) * model_config.get_head_size()
+    assert isinstance(model_config.dtype, torch.dtype)
     activations = scheduler_config.max_num_batched_tokens * width * model_config.dtype.itemsize
     sampled_rows = min(scheduler_config.max_num_seqs, scheduler_config.max_num_batched_tokens)
     logits = sampled_rows * model_config.get_vocab_size() * 4 * 4

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The platform that vLLM sees: an out-of-tree device whose tensors live in CPU memory."""
 
+import multiprocessing
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,13 @@ class MetalPlatform(Platform):
         triton_overrides.register()
 
     @classmethod
+    def verify_quantization(cls, quant: str) -> None:
+        raise ValueError(
+            f"the checkpoint is quantised ({quant}), which vllm-metal can't load yet: use the "
+            "original in bfloat16, float16 or float32."
+        )
+
+    @classmethod
     def opaque_attention_op(cls) -> bool:
         return True
 
@@ -97,11 +105,6 @@ class MetalPlatform(Platform):
     ) -> str:
         from vllm_metal.attention import MetalAttentionBackend
 
-        if selected_backend is not None and selected_backend.name != "CUSTOM":
-            raise ValueError(
-                f"attention backend {selected_backend.name} does not run here; leave "
-                "--attention-backend out."
-            )
         reasons = MetalAttentionBackend.validate_configuration(
             device_capability=None,  # type: ignore[arg-type]
             **attn_selector_config._asdict(),
@@ -114,7 +117,8 @@ class MetalPlatform(Platform):
     def apply_config_platform_defaults(cls, vllm_config: "VllmConfig") -> None:
         # Before vLLM derives its other settings from the compilation mode. Its compiler needs
         # inductor kernels for the device and stops on an out-of-tree platform.
-        from vllm.config import CompilationMode
+        from vllm.config import CompilationMode, CUDAGraphMode
+        from vllm.config.vllm import OptimizationLevel
 
         compilation_config = vllm_config.compilation_config
         if compilation_config.backend == COMPILATION_BACKEND and not envs.USE_MLX.value():
@@ -122,7 +126,9 @@ class MetalPlatform(Platform):
                 f"--compilation-config asks for the backend {COMPILATION_BACKEND} and "
                 f"{envs.USE_MLX.name}=0 asks for PyTorch: leave one of them out."
             )
+        vllm_config.optimization_level = OptimizationLevel.O0
         compilation_config.mode = CompilationMode.NONE
+        compilation_config.cudagraph_mode = CUDAGraphMode.NONE
 
     @classmethod
     def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
@@ -131,10 +137,11 @@ class MetalPlatform(Platform):
         vllm_config.scheduler_config.async_scheduling = False
         if vllm_config.parallel_config.worker_cls == "auto":
             vllm_config.parallel_config.worker_cls = "vllm_metal.worker.MetalWorker"
-        logger.info_once(
-            "metal: turned off what vLLM does for CUDA: its own compilation, asynchronous "
-            "scheduling, the V2 model runner"
-        )
+        if multiprocessing.parent_process() is None:  # the engine's process checks it all again
+            logger.info_once(
+                "metal: turned off what vLLM does for CUDA: its own compilation, asynchronous "
+                "scheduling, the V2 model runner"
+            )
         cache_config = vllm_config.cache_config
         if not cache_config.user_specified_block_size and envs.BLOCK_SIZE.name in os.environ:
             cache_config.block_size = envs.BLOCK_SIZE.value()
@@ -156,6 +163,25 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
     ):
         if size > 1:
             raise ValueError(f"{option} {size}: vllm-metal runs on one device; leave it out.")
+    cache_dtype = vllm_config.cache_config.cache_dtype
+    if cache_dtype not in ("auto", "bfloat16", "float16"):
+        raise ValueError(
+            f"--kv-cache-dtype {cache_dtype}: the KV cache has the model's dtype; leave it out."
+        )
+    backend = vllm_config.attention_config.backend
+    if backend is not None and backend.name != "CUSTOM":
+        raise ValueError(f"--attention-backend {backend.name} does not run here; leave it out.")
+    if vllm_config.speculative_config is not None:
+        raise ValueError("--speculative-config: vllm-metal does not speculate yet; leave it out.")
+    if vllm_config.lora_config is not None and envs.USE_MLX.value():
+        raise ValueError(
+            f"--enable-lora: adapters are not lowered to MLX yet; {envs.USE_MLX.name}=0 runs them "
+            "in PyTorch, slowly."
+        )
+    if vllm_config.offload_config.uva.cpu_offload_gb > 0:
+        raise ValueError(
+            "--cpu-offload-gb: CPU and GPU share their memory; leave it out."
+        )
     if vllm_config.use_v2_model_runner:
         raise ValueError(
             "vllm-metal runs on vLLM's V1 model runner: leave out VLLM_USE_V2_MODEL_RUNNER=1, "

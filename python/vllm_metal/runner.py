@@ -15,6 +15,7 @@ triton_overrides.py; the hooks here become its `model`, `kv_cache` and `sampler`
 """
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,17 +32,20 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_metal import checkpoint
 from vllm_metal.memory import MemoryBudget, human
+from vllm_metal.sampler import MetalSampler
 
 logger = init_logger("vllm.metal")
 
 
 class MetalModelRunner(CPUModelRunner):
-    """vLLM's runner on CPU tensors, with vLLM's PyTorch model: the reference for the lowered path."""
+    """vLLM's runner with vLLM's PyTorch model on the CPU: the reference for the lowered path."""
 
     model: nn.Module
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, budget: MemoryBudget) -> None:
         super().__init__(vllm_config, device)
+        self.dtype: torch.dtype
+        self.sampler = MetalSampler(self.model_config.logprobs_mode)
         self.budget = budget
         self.weight_bytes = 0
         self.load_seconds = 0.0
@@ -63,11 +67,11 @@ class MetalModelRunner(CPUModelRunner):
     def _load_model(self) -> nn.Module:
         """The model with its weights; the lowered path captures, lowers and maps them instead."""
         loader = get_model_loader(self.load_config)
-        tensors = self._check_checkpoint(loader)
-        with checkpoint.naming_bad_weights(loader, tensors):
-            model = loader.load_model(
-                vllm_config=self.vllm_config, model_config=self.model_config
-            )
+        loading: AbstractContextManager[None] = nullcontext()
+        if isinstance(loader, DefaultModelLoader):  # the others read formats of their own
+            loading = checkpoint.naming_bad_weights(loader, self._check_checkpoint(loader))
+        with loading:
+            model = loader.load_model(vllm_config=self.vllm_config, model_config=self.model_config)
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for tensor in model.state_dict().values()
@@ -75,11 +79,9 @@ class MetalModelRunner(CPUModelRunner):
         self.weight_bytes = sum(storages.values())
         return model
 
-    def _check_checkpoint(self, loader: Any) -> list[checkpoint.StoredTensor]:
+    def _check_checkpoint(self, loader: DefaultModelLoader) -> list[checkpoint.StoredTensor]:
         """Downloads the checkpoint where needed, and refuses it when a file is damaged or when it
         does not fit in memory, before a byte of it is loaded."""
-        if not isinstance(loader, DefaultModelLoader):
-            return []
         folder, files, is_safetensors, _ = loader._prepare_weights(
             self.model_config.model, None, self.model_config.revision, True, None
         )
@@ -87,7 +89,7 @@ class MetalModelRunner(CPUModelRunner):
             return []
         names = {file.rsplit("/", 1)[-1] for file in files}
         tensors = [t for t in checkpoint.check_directory(folder) if t.file.name in names]
-        needed = sum(tensor.loaded_bytes(self.model_config.dtype) for tensor in tensors)
+        needed = sum(tensor.loaded_bytes(self.dtype) for tensor in tensors)
         if needed > self.budget.limit:
             raise ValueError(
                 f"{self.model_config.model} needs {human(needed)} of weights and this machine "
@@ -98,7 +100,9 @@ class MetalModelRunner(CPUModelRunner):
 
     # ---- KV cache
 
-    def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, *args: Any, **kwargs: Any) -> None:
+    def initialize_kv_cache(
+        self, kv_cache_config: KVCacheConfig, *args: Any, **kwargs: Any
+    ) -> None:
         # torch.zeros of this size takes no memory before its pages are written.
         size = max((tensor.size for tensor in kv_cache_config.kv_cache_tensors), default=0)
         if self.weight_bytes + size > self.budget.limit:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyTorch versions of the Triton kernels that vLLM's runner launches on every step."""
 
+import functools
+import warnings
+
 import torch
 from vllm.triton_utils.dispatcher import register_kernels
 
@@ -38,8 +41,11 @@ def compute_slot_mapping(
     slot_mapping_ptr[num_tokens:max_num_tokens] = PAD_ID
 
 
+@functools.cache
 def register() -> None:
     """Put these in the place of vLLM's kernels, in the process that runs the model."""
-    register_kernels(
-        {"vllm.v1.worker.block_table.ComputeSlotMappingKernel.kernel": compute_slot_mapping}
-    )
+    with warnings.catch_warnings():  # vLLM looks at every attribute of every module
+        warnings.simplefilter("ignore", FutureWarning)
+        register_kernels(
+            {"vllm.v1.worker.block_table.ComputeSlotMappingKernel.kernel": compute_slot_mapping}
+        )

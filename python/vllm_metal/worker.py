@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that runs the model: device, memory, and the life of the runner."""
 
+import gc
+import multiprocessing
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -55,11 +57,6 @@ class MetalWorker(Worker):
         weights, working = self.model_runner.weight_bytes, working_memory(self.vllm_config)
         left = self.budget.limit - weights - working
         free = available_memory() - working
-        if free < left:
-            logger.info(
-                "metal: other programs leave %s of memory: the KV cache is sized to that",
-                human(free + working),
-            )
         available = min(left, free)
 
         specs = self.model_runner.get_kv_cache_spec().values()
@@ -73,7 +70,13 @@ class MetalWorker(Worker):
                 f"{self.budget}, of which {human(max(0, available))} is left for the KV cache. "
                 "Lower --max-model-len, use a quantised checkpoint, or raise the limit."
             )
-        return min(available, max(needed, self._useful_kv_cache_bytes()))
+        useful = max(needed, self._useful_kv_cache_bytes())
+        if free < min(left, useful):
+            logger.info(
+                "metal: other programs leave %s of memory: the KV cache is sized to that",
+                human(free + working),
+            )
+        return min(available, useful)
 
     @property
     def _blocks_are_given(self) -> bool:
@@ -91,6 +94,13 @@ class MetalWorker(Worker):
 
     def synchronize_device(self) -> None:
         """Every step has been computed when it returns."""
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if multiprocessing.parent_process() is not None:
+            # The engine's process ends now. Python would first search all of it for cycles: vLLM
+            # waits five seconds for that, and then kills the process with a warning.
+            gc.freeze()
 
     def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[None]:
         return nullcontext()

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Environment variables, memory budget and the platform's answers to vLLM's configuration."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import vllm.envs
+from vllm.engine.arg_utils import EngineArgs
+
+from vllm_metal import envs, memory, register
+
+
+@pytest.fixture
+def vllm_config(models):
+    """vLLM's configuration of a tiny model with the options that a test gives."""
+
+    def make(**options):
+        directory = models("llama").name_or_path
+        return EngineArgs(
+            model=directory, skip_tokenizer_init=True, **options
+        ).create_engine_config()
+
+    return make
+
+
+@pytest.mark.parametrize("variable", envs.VARIABLES, ids=lambda variable: variable.name)
+def test_defaults_are_valid_and_known_to_vllm(variable, monkeypatch):
+    monkeypatch.delenv(variable.name, raising=False)
+    register()
+    assert variable.value() == variable.parse(variable.default)
+    assert vllm.envs.environment_variables[variable.name]() == variable.default
+    assert len(variable.meaning) > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("VLLM_METAL_MEMORY_FRACTION", "lots", "a number above 0"),
+        ("VLLM_METAL_MEMORY_FRACTION", "1.5", "a number above 0"),
+        ("VLLM_METAL_MEMORY_FRACTION", "nan", "a number above 0"),
+        ("VLLM_METAL_MEMORY_FRACTION", "0", "a number above 0"),
+        ("VLLM_METAL_USE_MLX", "yes", "0 or 1"),
+        ("VLLM_MLX_DEVICE", "tpu", "gpu or cpu"),
+        ("VLLM_METAL_BLOCK_SIZE", "-16", "a whole number of at least 1"),
+        ("VLLM_METAL_FALLBACK", "panic", "torch or error"),
+        ("VLLM_METAL_DEBUG", "", "0 or 1"),
+    ],
+)
+def test_a_bad_value_names_variable_and_expectation(name, text, expected, monkeypatch, vllm_config):
+    monkeypatch.setenv(name, text)
+    with pytest.raises(ValueError, match=f"{name}='{text}': expected {expected}"):
+        vllm_config()
+
+
+def test_what_is_turned_off(vllm_config):
+    from vllm.config import CompilationMode, CUDAGraphMode
+
+    config = vllm_config(async_scheduling=True, compilation_config={"mode": 3})
+    assert config.compilation_config.mode == CompilationMode.NONE
+    assert config.compilation_config.cudagraph_mode == CUDAGraphMode.NONE
+    assert not config.scheduler_config.async_scheduling
+    assert not config.use_v2_model_runner
+    assert config.parallel_config.worker_cls == "vllm_metal.worker.MetalWorker"
+    assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+
+
+def test_mlx_as_a_compilation_backend(vllm_config, monkeypatch):
+    monkeypatch.setenv("VLLM_METAL_USE_MLX", "1")
+    assert vllm_config(compilation_config={"backend": "mlx"}).compilation_config.backend == "mlx"
+    monkeypatch.setenv("VLLM_METAL_USE_MLX", "0")
+    with pytest.raises(ValueError, match="leave one of them out"):
+        vllm_config(compilation_config={"backend": "mlx"})
+
+
+def test_block_size(vllm_config, monkeypatch):
+    assert vllm_config().cache_config.block_size == 16
+    monkeypatch.setenv("VLLM_METAL_BLOCK_SIZE", "8")
+    assert vllm_config().cache_config.block_size == 8
+    assert vllm_config(block_size=32).cache_config.block_size == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"tensor_parallel_size": 2}, "--tensor-parallel-size 2"),
+        ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 2"),
+        ({"data_parallel_size": 2}, "--data-parallel-size 2"),
+        ({"max_model_len": 100_000}, "max_position_embeddings=256"),
+        ({"enable_sleep_mode": True}, "[Ss]leep mode is not supported"),
+        ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8"),
+        ({"attention_backend": "FLASH_ATTN"}, "--attention-backend"),
+        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative"),
+        ({"quantization": "awq"}, "awq"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(vllm_config, options, named):
+    with pytest.raises((ValueError, NotImplementedError), match=named):
+        vllm_config(**options)
+
+
+def test_budget_is_the_smallest_of_three(monkeypatch):
+    monkeypatch.setattr(memory, "total_memory", lambda: 100 * 10**9)
+    config = SimpleNamespace(cache_config=SimpleNamespace(gpu_memory_utilization=0.92))
+    monkeypatch.setenv("VLLM_METAL_MEMORY_FRACTION", "0.9")
+    assert str(memory.memory_budget(config)) == (
+        "90.0 GB of 100 GB (VLLM_METAL_MEMORY_FRACTION=0.9)"
+    )
+    config.cache_config.gpu_memory_utilization = 0.5
+    assert str(memory.memory_budget(config)) == "50.0 GB of 100 GB (--gpu-memory-utilization 0.5)"
+    assert memory.memory_budget(config, device_limit=30 * 10**9).limit == 30 * 10**9
+
+
+def test_memory_of_a_container(monkeypatch):
+    monkeypatch.setattr(memory, "get_cgroup_memory_limit", lambda: 2 * 10**9)
+    monkeypatch.setattr(memory, "get_cgroup_memory_usage", lambda: 5 * 10**8)
+    assert memory.total_memory() == 2 * 10**9
+    assert memory.available_memory() == 15 * 10**8
