@@ -6,6 +6,7 @@ from vllm_metal.capture.config import capture_config, single_process
 from vllm_metal.capture.construct import construct
 from vllm_metal.capture.errors import CaptureError, TokenCountGuardError
 from vllm_metal.capture.interpret import Interpreter
+from vllm_metal.capture.oracle import fill_parameters, prefill
 
 __all__ = [
     "CaptureError",
@@ -16,5 +17,7 @@ __all__ = [
     "capture",
     "capture_config",
     "construct",
+    "fill_parameters",
+    "prefill",
     "single_process",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captures a vLLM model: the backbone and the logits head, each one graph over a symbolic row count."""
+"""Captures a vLLM model: backbone and logits head, each a graph over a symbolic row count."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from vllm.forward_context import set_forward_context
 from vllm_metal.capture.document import document_bytes, graph_json
 from vllm_metal.capture.errors import CaptureError
 from vllm_metal.capture.graph import Node, live_nodes
-from vllm_metal.capture.layers import describe_layers
+from vllm_metal.capture.layers import describe_layers, layer_parameters
 from vllm_metal.capture.symbols import TRACE_TOKENS, token_count
 from vllm_metal.capture.trace import Trace
 
@@ -27,9 +27,10 @@ IrOps = Literal["whole", "decomposed"]
 class Captured:
     """A captured model.
 
-    ``document`` is the FX document; ``buffers`` and ``parameters`` are the tensors it names, by path:
-    buffers (and lifted constants) with their values, parameters as (dtype, shape). ``aliases`` maps a
-    tied parameter's other paths to the one in use. ``timings`` are seconds per stage.
+    ``document`` is the FX document; ``buffers`` and ``parameters`` are the tensors it names, by
+    path: buffers (and lifted constants) with their values, parameters as (dtype, shape).
+    ``aliases`` maps a tied parameter's other paths to the one in use. ``timings`` are seconds per
+    stage.
     """
 
     document: bytes
@@ -50,8 +51,8 @@ def capture(
     """Capture ``model``, built by ``construct`` or loaded with real weights; it is left unchanged.
 
     ``ir_ops`` keeps vLLM's IR operators (``vllm_ir.rms_norm`` ...) whole or takes their reference
-    implementation apart. ``trace_tokens`` is the count the trace pretends to have; no document depends
-    on it. Raises ``CaptureError`` with the module and source line of what cannot be captured.
+    implementation apart. ``trace_tokens`` is the count the trace pretends to have; no document
+    depends on it. Raises ``CaptureError`` with the module and source line of what stops it.
     """
     return _Capture(model, vllm_config, ir_ops, trace_tokens).run()
 
@@ -67,7 +68,8 @@ class _Capture:
         self.layers = describe_layers(model, vllm_config)
         self.aliases = _aliases(model)
         self.buffers: dict[str, torch.Tensor] = {}
-        self.parameters: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        hidden = layer_parameters(self.layers)
+        self.parameters = {p: _shape(t) for p, t in model.named_parameters() if p in hidden}
 
     def run(self) -> Captured:
         start = time.perf_counter()
@@ -100,9 +102,12 @@ class _Capture:
     def _graph(self, name: str, role: str, run: Any) -> tuple[dict[str, Any], Any]:
         trace = Trace(self.model)
         count = token_count(trace.fake_mode, self.trace_tokens)
-        with _fake_weights(self.model, trace) as originals, self._surroundings():
-            with trace.recording():
-                output = run(trace, count)
+        with (
+            _fake_weights(self.model, trace) as originals,
+            self._surroundings(),
+            trace.recording(),
+        ):
+            output = run(trace, count)
         trace.finish(output)
         nodes = live_nodes(trace.nodes)
         check_no_burnt_size(nodes, self.trace_tokens)
@@ -123,7 +128,7 @@ class _Capture:
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
-        """What vLLM sets up around a forward pass, with nothing compiled and IR operators as asked."""
+        """What vLLM sets up around a forward pass; nothing compiled, IR operators as asked."""
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(vllm.ir.enable_torch_wrap(self.ir_ops == "whole"))
@@ -137,8 +142,7 @@ class _Capture:
     def _collect(self, nodes: list[Node], tensors: dict[str, torch.Tensor]) -> None:
         for node in nodes:
             if node.role == "parameter":
-                tensor = tensors[node.path]
-                self.parameters[node.path] = (tensor.dtype, tuple(tensor.shape))
+                self.parameters[node.path] = _shape(tensors[node.path])
             elif node.role == "buffer":
                 self.buffers[node.path] = tensors[node.path].detach()
 
@@ -149,10 +153,14 @@ def check_no_burnt_size(nodes: list[Node], trace_tokens: int) -> None:
         for leaf in node.arguments():
             if isinstance(leaf, (int, float)) and leaf and leaf % trace_tokens == 0:
                 raise CaptureError(
-                    f"module {node.module} at {node.source}: {node.target} holds {leaf}, the number "
-                    "of tokens of the trace, as a constant: the model turned a symbolic size into a "
-                    "number"
+                    f"module {node.module} at {node.source}: {node.target} holds {leaf}, the "
+                    "number of tokens of the trace, as a constant: the model turned a symbolic "
+                    "size into a number"
                 )
+
+
+def _shape(tensor: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+    return tensor.dtype, tuple(tensor.shape)
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:

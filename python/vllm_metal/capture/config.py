@@ -14,7 +14,9 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models import registry
 
 
-def capture_config(model: str | os.PathLike[str], dtype: str = "auto", **overrides: Any) -> VllmConfig:
+def capture_config(
+    model: str | os.PathLike[str], dtype: str = "auto", **overrides: Any
+) -> VllmConfig:
     """The engine configuration for capturing ``model``; neither tokenizer nor weights are needed.
 
     ``model`` is a directory, a hub name or the path of a ``config.json`` under any name.
@@ -35,8 +37,8 @@ def capture_config(model: str | os.PathLike[str], dtype: str = "auto", **overrid
 
 @contextmanager
 def _inspect_in_process() -> Iterator[None]:
-    # vLLM asks a child process about a model class it meets for the first time, because importing the
-    # class could start CUDA. There is none here, and the child imports torch and vLLM all over again.
+    # vLLM asks a child process about a model class it meets for the first time, because importing
+    # the class could start CUDA. There is none here, and the child imports torch and vLLM again.
     run_in_subprocess = registry._run_in_subprocess
     registry._run_in_subprocess = lambda inspect: inspect()
     try:

@@ -15,8 +15,8 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 def construct(vllm_config: VllmConfig) -> nn.Module:
     """vLLM's model for ``vllm_config`` with every parameter on the meta device.
 
-    Buffers and other tensors computed at construction (rope tables, alibi slopes) have their values.
-    vLLM's process groups must exist (see ``single_process``).
+    Buffers and other tensors computed at construction (rope tables, alibi slopes) have their
+    values. vLLM's process groups must exist (see ``single_process``).
     """
     with set_default_torch_dtype(vllm_config.model_config.dtype), _weightless_parameters():
         return initialize_model(vllm_config=vllm_config)
@@ -45,8 +45,8 @@ def _weightless_parameters() -> Iterator[None]:
 
 
 def _drop_storage(parameter: nn.Parameter) -> None:
-    # ``parameter.data = ...`` refuses another kind of device, so the object's insides are swapped and
-    # its own class and attributes put back.
+    # ``parameter.data = ...`` refuses another kind of device, so the object's insides are swapped
+    # and its own class and attributes put back.
     kind, attributes = type(parameter), dict(parameter.__dict__)
     empty = nn.Parameter(
         torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad

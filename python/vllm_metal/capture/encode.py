@@ -52,4 +52,8 @@ def encode_argument(value: Any, names: SymbolNames, layers: frozenset[str]) -> A
         return {"dtype": encode_dtype(value)}
     if isinstance(value, torch.device):
         return {"device": value.type}
+    if isinstance(value, torch.memory_format):
+        return {"memory_format": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.layout):
+        return {"layout": str(value).removeprefix("torch.")}
     return {"other": repr(value)}

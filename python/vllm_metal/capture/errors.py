@@ -3,7 +3,7 @@
 
 
 class CaptureError(RuntimeError):
-    """A model could not be captured; the message names the module, the source line and the cause."""
+    """A model can't be captured; the message names the module, the source line and the cause."""
 
 
 class TokenCountGuardError(CaptureError):

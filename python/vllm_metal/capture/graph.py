@@ -12,8 +12,8 @@ import torch
 class TensorType:
     """What the graph knows of a tensor. Equal types are one object (see ``Trace``).
 
-    ``shape`` has integers and expressions in the graph's symbol; ``meta`` is a tensor without data that
-    also has the strides.
+    ``shape`` has integers and expressions in the graph's symbol; ``meta`` is a tensor without data
+    that also has the strides.
     """
 
     dtype: torch.dtype
@@ -29,9 +29,9 @@ ValueType = TensorType | tuple["ValueType", ...] | None
 class Node:
     """One input, weight, operator call or the output of a graph.
 
-    ``args`` and ``kwargs`` are the operator's, with nodes in the place of tensors and torch's symbolic
-    numbers as they came. ``role`` and ``path`` are those of a placeholder; ``module`` and ``source``
-    (file:line) say where in the model a call stands.
+    ``args`` and ``kwargs`` are the operator's, with nodes in the place of tensors and torch's
+    symbolic numbers as they came. ``role`` and ``path`` are those of a placeholder; ``module`` and
+    ``source`` (file:line) say where in the model a call stands.
     """
 
     name: str

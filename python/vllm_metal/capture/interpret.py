@@ -16,9 +16,10 @@ from vllm_metal.capture.graph import GETITEM
 class Interpreter:
     """Executes the graphs of a document on real tensors.
 
-    ``tensors`` holds parameters and buffers by path; a tied parameter may stand under any of its paths.
-    vLLM's own operators run as they are, so attention needs vLLM's forward context around ``run`` with
-    the layers of a constructed model. Raises ``ValueError`` for another document format.
+    ``tensors`` holds parameters and buffers by path; a tied parameter may stand under any of its
+    paths. vLLM's own operators run as they are, so attention needs vLLM's forward context around
+    ``run`` (see ``prefill``) and the layers of a constructed model. Raises ``ValueError`` for
+    another document format.
     """
 
     def __init__(self, document: bytes, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -83,7 +84,7 @@ def _decode(value: Any, values: Mapping[str, Any], symbols: Mapping[str, int]) -
             return float(content)
         case "expr":
             return _size(content, symbols)
-        case "dtype":
+        case "dtype" | "memory_format" | "layout":
             return getattr(torch, content)
         case "device":
             return torch.device(content)
@@ -97,7 +98,8 @@ def _decode(value: Any, values: Mapping[str, Any], symbols: Mapping[str, int]) -
 def _size(dimension: int | str, symbols: Mapping[str, int]) -> Any:
     if isinstance(dimension, int):
         return dimension
-    result = sympy.sympify(dimension, locals={name: sympy.Integer(n) for name, n in symbols.items()})
+    numbers = {name: sympy.Integer(number) for name, number in symbols.items()}
+    result = sympy.sympify(dimension, locals=numbers)
     return int(result) if result.is_Integer else float(result)
 
 

@@ -17,10 +17,17 @@ def describe_layers(model: nn.Module, vllm_config: VllmConfig) -> dict[str, dict
     return {name: _describe(layer, paths) for name, layer in context.items()}
 
 
+def layer_parameters(layers: dict[str, dict[str, Any]]) -> set[str]:
+    """Paths of the parameters that layers use out of the graph's sight."""
+    hidden = {path for layer in layers.values() for path in layer.get("parameters", ())}
+    return hidden | {layer["sinks"] for layer in layers.values() if layer.get("sinks")}
+
+
 def _describe(layer: nn.Module, parameter_paths: dict[int, str]) -> dict[str, Any]:
     impl = getattr(layer, "impl", None)
     if impl is None or not hasattr(layer, "num_kv_heads"):
-        return {"kind": type(layer).__name__}
+        used = {parameter_paths[id(p)] for p in layer.parameters() if id(p) in parameter_paths}
+        return {"kind": type(layer).__name__, "parameters": sorted(used)}
     sinks = getattr(impl, "sinks", None)
     return {
         "kind": "attention",

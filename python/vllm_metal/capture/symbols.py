@@ -15,15 +15,15 @@ from torch.fx.experimental.symbolic_shapes import (
 TOKEN_SYMBOL = "s0"
 
 TRACE_TOKENS = 1_000_003
-"""The token count a trace pretends to have. A large prime: no product of model dimensions equals it,
-so a size that was burnt into the graph is recognised. Fake tensors hold no data, so it costs nothing."""
+"""The token count a trace pretends to have. A large prime: no product of model dimensions equals
+it, so a size that was burnt into the graph is recognised. Fake tensors hold no data."""
 
 
 class GuardFreeShapeEnv(ShapeEnv):
     """A ShapeEnv in which a condition on the symbol is an error instead of a guard.
 
-    A condition that holds, or fails, for every count of two or more is no guard. One token takes that
-    general path as well: torch assumes a symbolic size to be neither 0 nor 1.
+    A condition that holds, or fails, for every count of two or more is no guard. One token takes
+    that general path as well: torch assumes a symbolic size to be neither 0 nor 1.
     """
 
     def __init__(self, on_guard: Callable[[str], None]) -> None:
@@ -50,7 +50,7 @@ class SymbolNames:
         found = self._texts.get(expression)
         if found is None:
             symbol = sympy.Symbol(TOKEN_SYMBOL, integer=True, positive=True)
-            renamed = expression.xreplace({free: symbol for free in expression.free_symbols})
+            renamed = expression.xreplace(dict.fromkeys(expression.free_symbols, symbol))
             found = self._texts[expression] = str(renamed)
         return found
 

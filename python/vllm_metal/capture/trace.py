@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records the operators that a model runs on fake tensors.
 
-``make_fx`` records the same with a multiple of the work per node (proxies, tree maps, stack traces as
-text), and an 80-layer model has to be captured in seconds. Operators arrive here below autograd:
+``make_fx`` records the same with a multiple of the work per node (proxies, tree maps, stack traces
+as text), and an 80-layer model has to be captured in seconds. Operators arrive here below autograd:
 composite ones (``linear``, ``matmul``) are taken apart already, vLLM's own are still whole.
 """
 
@@ -38,7 +38,7 @@ class Trace(TorchDispatchMode):
     """A dispatch mode that appends every operator to ``nodes``.
 
     ``input`` and ``weight`` make the tensors to run the model on. A real tensor that the model uses
-    without being given it (a constant) becomes a placeholder by itself and is kept in ``constants``.
+    without being given it becomes a placeholder by itself and is kept in ``constants``.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -74,9 +74,7 @@ class Trace(TorchDispatchMode):
     def weight(self, role: str, path: str, real: torch.Tensor) -> torch.Tensor:
         """A fake CPU tensor for a parameter or buffer; a use of ``real`` itself means it too."""
         with self.fake_mode:
-            value = torch.empty_strided(
-                real.shape, real.stride(), dtype=real.dtype, device="cpu"
-            )
+            value = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device="cpu")
         node = Node(self._name(role), "placeholder", self._type_of(value), path=path)
         node.role = role  # type: ignore[assignment]
         self._stand_ins[id(real)] = self._place(node, value)
@@ -237,8 +235,9 @@ class Trace(TorchDispatchMode):
 
     def _refuse_guard(self, condition: str) -> None:
         raise TokenCountGuardError(
-            f"{self._place_text(sources.of_caller())} decides on the number of tokens: {condition}. "
-            "One graph has to serve every number of tokens, so the model can't be captured as it is"
+            f"{self._place_text(sources.of_caller())} decides on the number of tokens: "
+            f"{condition}. One graph has to serve every number of tokens, so the model can't be "
+            "captured as it is"
         )
 
 
