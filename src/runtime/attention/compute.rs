@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One attention layer on a layout.
+
+use super::layout::{Batch, Layout};
+use super::mask::Mask;
+use crate::runtime::error::{Error, Result};
+use crate::runtime::mlx::{Array, Mlx, dtype, scalar};
+use lowering::ir::DType;
+use lowering::plan::AttentionLayer;
+
+/// A layer's constants, ready to compute with.
+pub struct Layer {
+    pub plan: AttentionLayer,
+    /// `scale`, or `scale / soft_cap`: float32, rank 0.
+    scale: Array,
+    soft_cap: Option<Array>,
+    /// `[num_heads]` in its own dtype.
+    sinks: Option<Array>,
+    /// The same as a score `[1, kv_heads, heads / kv_heads, 1, 1]`, float32.
+    sink_scores: Option<Array>,
+}
+
+impl Layer {
+    /// Prepares a layer; `sinks` is the parameter that the plan names.
+    ///
+    /// # Errors
+    /// The layer's head counts do not divide, or its sinks are not `[num_heads]`.
+    pub fn new(mlx: &Mlx, plan: AttentionLayer, sinks: Option<Array>) -> Result<Layer> {
+        let (heads, kv_heads) = (plan.num_heads, plan.num_kv_heads);
+        if kv_heads < 1 || heads < 1 || heads % kv_heads != 0 || plan.head_size < 1 || plan.head_size_v < 1 {
+            return Err(Error::Unsupported(format!(
+                "layer {:?} has {heads} heads and {kv_heads} KV heads of size {}",
+                plan.name, plan.head_size
+            )));
+        }
+        if plan.alibi_slopes.as_ref().is_some_and(|slopes| slopes.len() as i64 != heads) {
+            let reason = format!("layer {:?}: as many ALiBi slopes as heads expected", plan.name);
+            return Err(Error::Unsupported(reason));
+        }
+        let cap = plan.logits_soft_cap.map(|cap| cap.get()).filter(|cap| *cap != 0.0);
+        let scale = plan.scale.get() / cap.unwrap_or(1.0);
+        let sink_scores = match &sinks {
+            Some(sinks) if sinks.shape() != [heads as i32] => {
+                let reason = format!("layer {:?}: sinks of shape {:?}", plan.name, sinks.shape());
+                return Err(Error::Unsupported(reason));
+            }
+            Some(sinks) => {
+                let shape = [1, kv_heads as i32, (heads / kv_heads) as i32, 1, 1];
+                Some(mlx.reshape(&mlx.cast(sinks, DType::Float32)?, &shape)?)
+            }
+            None => None,
+        };
+        Ok(Layer {
+            scale: scalar(mlx, scale, DType::Float32)?,
+            soft_cap: cap.map(|cap| scalar(mlx, cap, DType::Float32)).transpose()?,
+            sinks,
+            sink_scores,
+            plan,
+        })
+    }
+
+    /// Whether `mx.fast` computes this layer: it caps no scores, adds no float32 bias to 16-bit
+    /// ones and rotates no sizes apart.
+    pub fn can_fuse(&self) -> bool {
+        self.soft_cap.is_none()
+            && self.plan.alibi_slopes.is_none()
+            && self.plan.head_size == self.plan.head_size_v
+    }
+
+    /// Elements of a cache row `[kv_heads, head_size + head_size_v]`.
+    pub fn row_shape(&self) -> [i32; 2] {
+        [self.plan.num_kv_heads as i32, (self.plan.head_size + self.plan.head_size_v) as i32]
+    }
+}
+
+/// Keys and values of the step side by side: `[t, kv_heads, head_size + head_size_v]`.
+pub fn encode_rows(mlx: &Mlx, k: &Array, v: &Array) -> Result<Array> {
+    Ok(mlx.concatenate(&[k, v], 2)?)
+}
+
+/// The cache `[rows, kv_heads, d]` with the step's keys and values at `slots [t]`, by one scatter.
+/// In place if the caller keeps no other handle of `cache` when the result is evaluated.
+pub fn write(mlx: &Mlx, cache: &Array, slots: &Array, k: &Array, v: &Array) -> Result<Array> {
+    let rows = encode_rows(mlx, k, v)?;
+    let shape = rows.shape();
+    let rows = mlx.reshape(&rows, &[shape[0], 1, shape[1], shape[2]])?;
+    let rows = match dtype(cache) {
+        Some(dtype) => mlx.ensure(rows, dtype)?,
+        None => rows,
+    };
+    Ok(mlx.scatter_rows(cache, slots, &rows)?)
+}
+
+/// Attention of `q [t, heads, d]` over `rows [n, kv_heads, d + d_v]`: `[t, heads, d_v]` in the dtype
+/// of `q`.
+pub fn attend(
+    mlx: &Mlx,
+    layer: &Layer,
+    layout: &Layout,
+    fused: bool,
+    q: &Array,
+    rows: &Array,
+) -> Result<Array> {
+    let heads = layer.plan.num_heads as i32;
+    let value_size = layer.plan.head_size_v as i32;
+    let q_dtype = dtype(q).unwrap_or(DType::Float32);
+    let mut results = Vec::with_capacity(layout.batches.len());
+    for batch in &layout.batches {
+        let queries = match &batch.query_rows {
+            Some(rows) => mlx.take(q, rows, 0)?,
+            None => q.clone(),
+        };
+        let keys_values = mlx.take(rows, &batch.key_rows, 0)?;
+        let result = if fused {
+            attend_fused(mlx, layer, batch, &queries, keys_values, q_dtype)?
+        } else {
+            attend_explicit(mlx, layer, batch, &queries, &keys_values, q_dtype)?
+        };
+        results.push(result);
+    }
+    let result = match results.len() {
+        0 => return Ok(mlx.zeros(&[q.shape()[0], heads, value_size], q_dtype)?),
+        1 => results.remove(0),
+        _ => mlx.concatenate(&results.iter().collect::<Vec<_>>(), 0)?,
+    };
+    match &layout.result_rows {
+        Some(rows) => Ok(mlx.take(&result, rows, 0)?),
+        None => Ok(result),
+    }
+}
+
+/// By `mx.fast.scaled_dot_product_attention`.
+fn attend_fused(
+    mlx: &Mlx,
+    layer: &Layer,
+    batch: &Batch,
+    queries: &Array,
+    keys_values: Array,
+    q_dtype: DType,
+) -> Result<Array> {
+    let (heads, size) = (layer.plan.num_heads as i32, layer.plan.head_size as i32);
+    let keys_values = mlx.transpose(&mlx.ensure(keys_values, q_dtype)?, &[0, 2, 1, 3])?;
+    let keys = mlx.slice(&keys_values, 3, 0, size, 1)?;
+    let values = mlx.slice(&keys_values, 3, size, 2 * size, 1)?;
+    let queries = if batch.rows == 1 {
+        mlx.reshape(queries, &[batch.size, heads, 1, size])?
+    } else {
+        let queries = mlx.reshape(queries, &[batch.size, batch.rows, heads, size])?;
+        mlx.transpose(&queries, &[0, 2, 1, 3])?
+    };
+    let mask = match &batch.mask {
+        Mask::Array(mask) => Some(mask),
+        Mask::None | Mask::Causal => None,
+    };
+    let sinks =
+        layer.sinks.as_ref().map(|sinks| mlx.ensure(sinks.clone(), q_dtype)).transpose()?;
+    let scale = layer.plan.scale.get() as f32;
+    let causal = matches!(batch.mask, Mask::Causal);
+    let result = mlx.attention([&queries, &keys, &values], scale, causal, mask, sinks.as_ref())?;
+    let result = if batch.rows == 1 { result } else { mlx.transpose(&result, &[0, 2, 1, 3])? };
+    Ok(mlx.reshape(&result, &[batch.size * batch.rows, heads, size])?)
+}
+
+/// By matrix products and a softmax, all in float32.
+fn attend_explicit(
+    mlx: &Mlx,
+    layer: &Layer,
+    batch: &Batch,
+    queries: &Array,
+    keys_values: &Array,
+    q_dtype: DType,
+) -> Result<Array> {
+    let [heads, kv_heads] = [layer.plan.num_heads as i32, layer.plan.num_kv_heads as i32];
+    let [size, value_size] = [layer.plan.head_size as i32, layer.plan.head_size_v as i32];
+    let share = heads / kv_heads;
+    let Batch { size: pieces, rows, keys: num_keys, .. } = *batch;
+
+    let keys = mlx.slice(keys_values, 3, 0, size, 1)?;
+    let keys = mlx.transpose(&mlx.ensure(keys, DType::Float32)?, &[0, 2, 3, 1])?;
+    let values = mlx.slice(keys_values, 3, size, size + value_size, 1)?;
+    let values = mlx.transpose(&mlx.ensure(values, DType::Float32)?, &[0, 2, 1, 3])?;
+
+    // Query heads that share a KV head are rows of one product: [b, kv_heads, share * rows, d].
+    let queries = mlx.multiply(queries, &layer.scale)?;
+    let queries = if rows == 1 {
+        queries
+    } else {
+        let queries = mlx.reshape(&queries, &[pieces, rows, kv_heads, share, size])?;
+        mlx.transpose(&queries, &[0, 2, 3, 1, 4])?
+    };
+    let queries = mlx.reshape(&queries, &[pieces, kv_heads, share * rows, size])?;
+    let mut scores = mlx.matmul(&queries, &keys)?;
+    if let Some(cap) = &layer.soft_cap {
+        scores = mlx.multiply(&mlx.tanh(&scores)?, cap)?;
+    }
+    let flat = [pieces, kv_heads, share * rows, num_keys];
+    let split = [pieces, kv_heads, share, rows, num_keys];
+    let mask = match &batch.mask {
+        Mask::Array(mask) => Some(mask),
+        Mask::None | Mask::Causal => None,
+    };
+    let per_head = mask.is_some_and(|mask| mask.shape()[1] != 1);
+    let needs_split = layer.sink_scores.is_some() || per_head || (mask.is_some() && rows > 1);
+    if needs_split {
+        scores = mlx.reshape(&scores, &split)?;
+    }
+    if let Some(mask) = mask {
+        let wide = match (needs_split, per_head) {
+            (false, _) => None,
+            (true, true) => Some(mlx.reshape(mask, &split)?),
+            (true, false) => Some(mlx.reshape(mask, &[pieces, 1, 1, rows, num_keys])?),
+        };
+        scores = mlx.add(&scores, wide.as_ref().unwrap_or(mask))?;
+    }
+    let weights = match &layer.sink_scores {
+        Some(sinks) => {
+            let sinks = mlx.broadcast_to(sinks, &[pieces, kv_heads, share, rows, 1])?;
+            let scores = mlx.concatenate(&[&scores, &sinks], 4)?;
+            mlx.slice(&mlx.softmax(&scores, 4)?, 4, 0, num_keys, 1)?
+        }
+        None => mlx.softmax(&scores, -1)?,
+    };
+    let weights = if needs_split { mlx.reshape(&weights, &flat)? } else { weights };
+    let result = mlx.matmul(&weights, &values)?;
+    let result = if rows == 1 {
+        result
+    } else {
+        let result = mlx.reshape(&result, &[pieces, kv_heads, share, rows, value_size])?;
+        mlx.transpose(&result, &[0, 3, 1, 2, 4])?
+    };
+    let result = mlx.reshape(&result, &[pieces * rows, heads, value_size])?;
+    Ok(mlx.ensure(result, q_dtype)?)
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A step's attention as padded batches: index arrays and masks that all layers of a kind share.
+
+use super::mask::{Mask, mask};
+use super::pieces::{Kind, Piece, Source, groups, pieces};
+use super::Metadata;
+use crate::runtime::error::Result;
+use crate::runtime::mlx::{Array, host_array};
+use lowering::ir::DType;
+
+/// Pieces of similar size, padded to one.
+pub struct Batch {
+    pub size: i32,
+    /// Queries of a piece.
+    pub rows: i32,
+    /// Keys of a piece.
+    pub keys: i32,
+    /// Rows of the step `[size * rows]`; `None` is all of them in order.
+    pub query_rows: Option<Array>,
+    /// Rows of the cache, or of the step, `[size, keys]`.
+    pub key_rows: Array,
+    pub mask: Mask,
+}
+
+/// All batches of a step for layers of one kind.
+pub struct Layout {
+    pub batches: Vec<Batch>,
+    /// For each token, its row among the batches' results, one after the other; `None` is in order.
+    pub result_rows: Option<Array>,
+}
+
+impl Layout {
+    /// Lays out a checked step of `num_tokens` tokens, padding included.
+    pub fn new(metadata: &Metadata, kind: &Kind, num_tokens: usize) -> Result<Layout> {
+        let groups = groups(pieces(metadata, kind), kind.max_scores);
+        // Padding tokens read the first result: its value is never used.
+        let mut result_rows = vec![0i32; num_tokens];
+        let mut batches = Vec::with_capacity(groups.len());
+        let mut next_row = 0;
+        for group in &groups {
+            let rows = group.iter().map(|piece| piece.rows.len()).max().unwrap_or(0);
+            let keys = group.iter().map(|piece| piece.keys.len()).max().unwrap_or(0);
+            let mut query_rows = Vec::with_capacity(group.len() * rows);
+            for piece in group {
+                for row in 0..rows {
+                    if row < piece.rows.len() {
+                        result_rows[piece.rows.start + row] = next_row;
+                    }
+                    query_rows.push((piece.rows.start + row.min(piece.rows.len() - 1)) as i32);
+                    next_row += 1;
+                }
+            }
+            batches.push(Batch {
+                size: group.len() as i32,
+                rows: rows as i32,
+                keys: keys as i32,
+                query_rows: indices(query_rows, num_tokens)?,
+                key_rows: key_rows(metadata, kind, group, keys)?,
+                mask: mask(kind, group, rows, keys)?,
+            });
+        }
+        Ok(Layout { batches, result_rows: indices(result_rows, next_row as usize)? })
+    }
+}
+
+/// An index array, or `None` where it would copy all `length` rows in order.
+fn indices(rows: Vec<i32>, length: usize) -> Result<Option<Array>> {
+    let in_order = rows.iter().enumerate().all(|(index, row)| index as i32 == *row);
+    if in_order && rows.len() == length {
+        return Ok(None);
+    }
+    int_array(&rows, &[rows.len() as i32]).map(Some)
+}
+
+/// Padding repeats a piece's last key: a foreign row could hold a NaN, which no mask stops.
+fn key_rows(metadata: &Metadata, kind: &Kind, group: &[Piece], keys: usize) -> Result<Array> {
+    let mut rows = Vec::with_capacity(group.len() * keys);
+    for piece in group {
+        for column in 0..keys {
+            let key = (piece.keys.start + column).min(piece.keys.end - 1);
+            rows.push(match kind.source {
+                Source::Cache { block_size } => metadata.slot(piece.request, key, block_size),
+                Source::Step => (metadata.rows(piece.request).start + key) as i32,
+            });
+        }
+    }
+    int_array(&rows, &[group.len() as i32, keys as i32])
+}
+
+/// An int32 array.
+pub fn int_array(values: &[i32], shape: &[i32]) -> Result<Array> {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+    Ok(host_array(&bytes, shape, DType::Int32)?)
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Masks of a batch of pieces.
+
+use super::pieces::{Kind, Piece};
+use crate::runtime::error::Result;
+use crate::runtime::mlx::{Array, host_array};
+use lowering::ir::DType;
+
+/// How a batch is masked.
+pub enum Mask {
+    /// Every query sees every key.
+    None,
+    /// Query `i` of `l` sees keys `0..=s - l + i` of `s`.
+    Causal,
+    /// Fused: bool `[b, 1, l, s]`, true is seen. Else: float32 `[b, 1 | heads, l, s]`, added.
+    Array(Array),
+}
+
+/// The mask of pieces padded to `rows` queries and `keys` keys.
+pub fn mask(kind: &Kind, pieces: &[Piece], rows: usize, keys: usize) -> Result<Mask> {
+    let padded =
+        pieces.iter().any(|piece| piece.keys.len() != keys || piece.rows.len() != rows);
+    if kind.alibi_slopes.is_none() && !padded {
+        if pieces.iter().all(|piece| sees_all(kind, piece)) {
+            return Ok(Mask::None);
+        }
+        let plain = kind.causal && pieces.iter().all(|piece| starts_at_zero(kind, piece));
+        if plain && kind.fused {
+            return Ok(Mask::Causal);
+        }
+    }
+    let array = match &kind.alibi_slopes {
+        None if kind.fused => visible(kind, pieces, rows, keys)?,
+        None => additive(kind, pieces, rows, keys, &[0.0])?,
+        Some(slopes) => {
+            let slopes: Vec<f32> = slopes.iter().map(|slope| slope.get() as f32).collect();
+            additive(kind, pieces, rows, keys, &slopes)?
+        }
+    };
+    Ok(Mask::Array(array))
+}
+
+fn sees_all(kind: &Kind, piece: &Piece) -> bool {
+    let last = piece.position + piece.rows.len() - 1;
+    piece
+        .keys
+        .clone()
+        .next()
+        .zip(piece.keys.clone().next_back())
+        .is_none_or(|(low, high)| {
+            [piece.position, last]
+                .into_iter()
+                .all(|query| kind.sees(query, low) && kind.sees(query, high))
+        })
+}
+
+/// No window cuts the keys of any row.
+fn starts_at_zero(kind: &Kind, piece: &Piece) -> bool {
+    piece.keys.start == 0
+        && kind.sliding_window.is_none_or(|window| piece.position + piece.rows.len() <= window)
+}
+
+/// Calls `f` with each element in row-major order: its piece, its query's position and its key's
+/// position, `None` where that is padding. A padding query copies the last real one, so that no row
+/// is without keys.
+fn for_each(
+    pieces: &[Piece],
+    rows: usize,
+    keys: usize,
+    mut f: impl FnMut(usize, Option<usize>),
+) {
+    for piece in pieces {
+        for row in 0..rows {
+            let query = piece.position + row.min(piece.rows.len() - 1);
+            for column in 0..keys {
+                let key = piece.keys.start + column;
+                f(query, (key < piece.keys.end).then_some(key));
+            }
+        }
+    }
+}
+
+fn visible(kind: &Kind, pieces: &[Piece], rows: usize, keys: usize) -> Result<Array> {
+    let mut bytes = Vec::with_capacity(pieces.len() * rows * keys);
+    for_each(pieces, rows, keys, |query, key| {
+        bytes.push(u8::from(key.is_some_and(|key| kind.sees(query, key))));
+    });
+    let shape = [pieces.len() as i32, 1, rows as i32, keys as i32];
+    Ok(host_array(&bytes, &shape, DType::Bool)?)
+}
+
+fn additive(
+    kind: &Kind,
+    pieces: &[Piece],
+    rows: usize,
+    keys: usize,
+    slopes: &[f32],
+) -> Result<Array> {
+    let mut bytes = Vec::with_capacity(pieces.len() * slopes.len() * rows * keys * 4);
+    for piece in pieces {
+        for slope in slopes {
+            for_each(std::slice::from_ref(piece), rows, keys, |query, key| {
+                let bias = match key {
+                    Some(key) if kind.sees(query, key) => slope * (key as f32 - query as f32),
+                    _ => f32::NEG_INFINITY,
+                };
+                bytes.extend_from_slice(&bias.to_ne_bytes());
+            });
+        }
+    }
+    let shape = [pieces.len() as i32, slopes.len() as i32, rows as i32, keys as i32];
+    Ok(host_array(&bytes, &shape, DType::Float32)?)
+}

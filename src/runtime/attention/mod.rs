@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Attention over a paged KV cache, for batches that mix prefill and decode.
+//!
+//! [`Metadata`] says which tokens belong to which request and where their keys and values lie; a
+//! [`Layout`] turns it, once per step and kind of layer, into index arrays and masks; [`compute`]
+//! runs one layer on them.
+
+mod compute;
+mod layout;
+mod mask;
+mod metadata;
+mod pieces;
+
+#[cfg(test)]
+mod tests;
+
+pub use compute::{Layer, attend, encode_rows, write};
+pub use layout::{Batch, Layout};
+pub use metadata::{Metadata, Pages};
+pub use pieces::{Kind, Source};

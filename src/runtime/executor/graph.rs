@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One graph of a plan, with its parameters, ready to run.
+
+use super::instruction::{Context, Outputs, execute};
+use super::rope::{self, RopeTables};
+use crate::runtime::error::{Error, Result};
+use crate::runtime::mlx::{Array, Mlx};
+use lowering::ir::{Op, TensorType};
+use lowering::plan::{GraphPlan, Instruction, Region, Step};
+
+/// What a graph cannot do by itself: attention over a KV cache, and calls into PyTorch.
+pub trait Effects {
+    /// `q [t, heads, d], k [t, kv_heads, d], v [t, kv_heads, d_v] -> [t, heads, d_v]` of the plan's layer.
+    fn attention(&mut self, layer: u32, q: &Array, k: &Array, v: &Array) -> Result<Array>;
+
+    /// Runs `Op::Island` and returns its results.
+    fn island(
+        &mut self,
+        target: &str,
+        arguments: &str,
+        operands: &[&Array],
+        types: &[TensorType],
+    ) -> Result<Vec<Array>>;
+}
+
+/// A graph with everything that does not change between runs.
+pub struct Graph {
+    pub plan: GraphPlan,
+    /// Parameters of the checkpoint, then those that folds computed.
+    pub parameters: Vec<Array>,
+    /// Per region and instruction, the value of one that depends on nothing.
+    constants: Vec<Vec<Option<Array>>>,
+}
+
+/// A value and its identity within a run, which is what derived values are remembered by.
+struct Held {
+    array: Array,
+    id: u64,
+}
+
+impl Graph {
+    /// Prepares a graph: constants are made once.
+    pub fn new(mlx: &Mlx, plan: GraphPlan, parameters: Vec<Array>) -> Result<Graph> {
+        let context = Context { mlx, symbols: &[] };
+        let constant = |instruction: &Instruction| match instruction.op {
+            Op::Scalar(value) if value.as_f64().is_some() => {
+                match execute(context, &instruction.op, &[], &instruction.types)? {
+                    Outputs::One(array) => Ok(Some(array)),
+                    Outputs::Two(..) | Outputs::Many(_) => Ok(None),
+                }
+            }
+            _ => Ok(None),
+        };
+        let constants = plan
+            .regions
+            .iter()
+            .map(|region| region.instructions.iter().map(constant).collect())
+            .collect::<Result<_>>()?;
+        Ok(Graph { plan, parameters, constants })
+    }
+
+    /// Builds the graph of one run, lazily. `inputs` are in the order of the plan's inputs and of
+    /// their types; `symbols` are the values of the plan's symbols.
+    ///
+    /// # Errors
+    /// Names the step, the instruction and the operator that failed.
+    pub fn run(
+        &self,
+        mlx: &Mlx,
+        symbols: &[i64],
+        inputs: Vec<Array>,
+        effects: &mut dyn Effects,
+    ) -> Result<Vec<Array>> {
+        let slots: Vec<Option<Held>> = inputs
+            .into_iter()
+            .enumerate()
+            .map(|(index, array)| Some(Held { array, id: index as u64 }))
+            .collect();
+        let next_id = slots.len() as u64;
+        let context = Context { mlx, symbols };
+        let mut run = Run { graph: self, context, slots, locals: Vec::new(), next_id, tables: RopeTables::default() };
+        run.slots.resize_with(self.plan.num_slots as usize, || None);
+        for (index, step) in self.plan.steps.iter().enumerate() {
+            run.step(index, step, effects)?;
+        }
+        self.plan.outputs.iter().map(|slot| run.slot(*slot).map(|held| held.array.clone())).collect()
+    }
+}
+
+/// The state of one run.
+struct Run<'a> {
+    graph: &'a Graph,
+    context: Context<'a>,
+    slots: Vec<Option<Held>>,
+    /// Registers of the region being run, without its inputs and parameters.
+    locals: Vec<Option<Held>>,
+    next_id: u64,
+    tables: RopeTables,
+}
+
+/// One call of a region: where its first registers come from.
+struct Call<'a> {
+    region: &'a Region,
+    inputs: &'a [u32],
+    parameters: &'a [u32],
+}
+
+/// Where a register's value is.
+enum Place {
+    Slot(u32),
+    Parameter(u32),
+    Local(usize),
+}
+
+impl Call<'_> {
+    fn place(&self, register: u32) -> Place {
+        let index = register as usize;
+        let (inputs, parameters) = (self.inputs.len(), self.parameters.len());
+        if index < inputs {
+            Place::Slot(self.inputs[index])
+        } else if index < inputs + parameters {
+            Place::Parameter(self.parameters[index - inputs])
+        } else {
+            Place::Local(index - inputs - parameters)
+        }
+    }
+}
+
+impl Run<'_> {
+    fn slot(&self, slot: u32) -> Result<&Held> {
+        held(&self.slots, slot as usize)
+    }
+
+    fn value(&self, call: &Call, register: u32) -> Result<&Array> {
+        match call.place(register) {
+            Place::Slot(slot) => self.slot(slot).map(|held| &held.array),
+            Place::Parameter(index) => {
+                self.graph.parameters.get(index as usize).ok_or_else(|| missing("parameter", index))
+            }
+            Place::Local(index) => held(&self.locals, index).map(|held| &held.array),
+        }
+    }
+
+    /// Identity of a register's value in this run.
+    fn id(&self, call: &Call, register: u32) -> Result<u64> {
+        match call.place(register) {
+            Place::Slot(slot) => self.slot(slot).map(|held| held.id),
+            Place::Parameter(index) => Ok(u64::MAX - u64::from(index)),
+            Place::Local(index) => held(&self.locals, index).map(|held| held.id),
+        }
+    }
+
+    fn hold(&mut self, array: Array) -> Option<Held> {
+        self.next_id += 1;
+        Some(Held { array, id: self.next_id })
+    }
+
+    fn step(&mut self, index: usize, step: &Step, effects: &mut dyn Effects) -> Result<()> {
+        let release = match step {
+            Step::Call { region, inputs, parameters, outputs, release } => {
+                let region_plan = &self.graph.plan.regions[*region as usize];
+                let call = Call { region: region_plan, inputs, parameters };
+                let constants = &self.graph.constants[*region as usize];
+                let locals = region_plan.num_registers as usize - inputs.len() - parameters.len();
+                self.locals.clear();
+                self.locals.resize_with(locals, || None);
+                for (position, instruction) in region_plan.instructions.iter().enumerate() {
+                    self.instruction(&call, instruction, constants[position].as_ref(), effects)
+                        .map_err(|cause| {
+                            let place = format!("step {index}, region {region}, instruction {position}");
+                            self.located(place, &instruction.op, cause)
+                        })?;
+                }
+                self.finish(&call, outputs)?;
+                release
+            }
+            Step::Effect { op, inputs, outputs, types, release } => {
+                self.effect(op, inputs, outputs, types, effects)
+                    .map_err(|cause| self.located(format!("step {index}"), op, cause))?;
+                release
+            }
+        };
+        for slot in release {
+            self.slots[*slot as usize] = None;
+        }
+        Ok(())
+    }
+
+    fn located(&self, place: String, op: &Op, cause: Error) -> Error {
+        Error::Instruction {
+            graph: self.graph.plan.name.clone(),
+            place,
+            op: op.name().to_owned(),
+            cause: Box::new(cause),
+        }
+    }
+
+    fn instruction(
+        &mut self,
+        call: &Call,
+        instruction: &Instruction,
+        constant: Option<&Array>,
+        effects: &mut dyn Effects,
+    ) -> Result<()> {
+        let results = match (&instruction.op, constant) {
+            (_, Some(constant)) => Outputs::One(constant.clone()),
+            (Op::Rope { style, rotary_dim }, _) => {
+                let [cos, sin, rotated @ ..] = instruction.inputs.as_slice() else {
+                    return Err(Error::Unsupported("rope needs cosines and sines".into()));
+                };
+                let key = (self.id(call, *cos)?, self.id(call, *sin)?, *style);
+                if self.tables.get(key).is_none() {
+                    let (cos, sin) = (self.value(call, *cos)?, self.value(call, *sin)?);
+                    let table = rope::table(self.context.mlx, *style, cos, sin)?;
+                    self.tables.insert(key, table);
+                }
+                let table = self.tables.get(key).ok_or_else(|| missing("rope table", 0))?;
+                let rotated = self.operands(call, rotated)?;
+                rope::rotate_all(self.context.mlx, *rotary_dim, &rotated, table)?
+            }
+            (op, _) => {
+                let operands = self.operands(call, &instruction.inputs)?;
+                match op {
+                    Op::Island { target, arguments } => {
+                        let types = &instruction.types;
+                        Outputs::Many(effects.island(target, arguments, &operands, types)?)
+                    }
+                    op => execute(self.context, op, &operands, &instruction.types)?,
+                }
+            }
+        };
+        match results {
+            Outputs::One(array) => self.store(call, &instruction.outputs, [array])?,
+            Outputs::Two(first, second) => {
+                self.store(call, &instruction.outputs, [first, second])?;
+            }
+            Outputs::Many(arrays) => self.store(call, &instruction.outputs, arrays)?,
+        }
+        self.check_types(call, instruction)?;
+        self.release(call, instruction);
+        Ok(())
+    }
+
+    fn operands(&self, call: &Call, registers: &[u32]) -> Result<Vec<&Array>> {
+        registers.iter().map(|register| self.value(call, *register)).collect()
+    }
+
+    fn store(
+        &mut self,
+        call: &Call,
+        registers: &[u32],
+        arrays: impl IntoIterator<Item = Array>,
+    ) -> Result<()> {
+        let mut arrays = arrays.into_iter();
+        for register in registers {
+            let array = arrays.next().ok_or_else(|| missing("result", *register))?;
+            match call.place(*register) {
+                Place::Local(index) => self.locals[index] = self.hold(array),
+                _ => return Err(Error::Unsupported("an instruction writes an input".into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, call: &Call, instruction: &Instruction) {
+        for register in &instruction.release {
+            if let Place::Local(index) = call.place(*register) {
+                self.locals[index] = None;
+            }
+        }
+    }
+
+    /// In debug builds, every result has the type that the plan states.
+    fn check_types(&self, call: &Call, instruction: &Instruction) -> Result<()> {
+        if cfg!(debug_assertions) {
+            for (register, expected) in instruction.outputs.iter().zip(&instruction.types) {
+                let array = self.value(call, *register)?;
+                let found = crate::runtime::mlx::dtype(array);
+                if self.context.shape(&expected.shape)? != array.shape() || found != Some(expected.dtype)
+                {
+                    return Err(Error::Unsupported(format!(
+                        "the result is {found:?}{:?} and the plan says {expected}",
+                        array.shape()
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, call: &Call, outputs: &[u32]) -> Result<()> {
+        for (slot, register) in outputs.iter().zip(&call.region.outputs) {
+            let value = match call.place(*register) {
+                Place::Local(index) => {
+                    let held = held(&self.locals, index)?;
+                    Some(Held { array: held.array.clone(), id: held.id })
+                }
+                _ => {
+                    let array = self.value(call, *register)?.clone();
+                    Some(Held { array, id: self.id(call, *register)? })
+                }
+            };
+            self.slots[*slot as usize] = value;
+        }
+        self.locals.clear();
+        Ok(())
+    }
+
+    fn effect(
+        &mut self,
+        op: &Op,
+        inputs: &[u32],
+        outputs: &[u32],
+        types: &[TensorType],
+        effects: &mut dyn Effects,
+    ) -> Result<()> {
+        let operands: Vec<&Array> =
+            inputs.iter().map(|slot| Ok(&self.slot(*slot)?.array)).collect::<Result<_>>()?;
+        let results = match (op, operands.as_slice()) {
+            (Op::Attention { layer }, [q, k, v]) => vec![effects.attention(*layer, q, k, v)?],
+            (Op::Island { target, arguments }, operands) => {
+                effects.island(target, arguments, operands, types)?
+            }
+            _ => return Err(Error::Unsupported(format!("{} is no effect", op.name()))),
+        };
+        for (slot, array) in outputs.iter().zip(results) {
+            self.slots[*slot as usize] = self.hold(array);
+        }
+        Ok(())
+    }
+}
+
+fn held(values: &[Option<Held>], index: usize) -> Result<&Held> {
+    values.get(index).and_then(Option::as_ref).ok_or_else(|| missing("value", index as u32))
+}
+
+fn missing(what: &str, index: u32) -> Error {
+    Error::Unsupported(format!("the plan reads {what} {index} where it has no value"))
+}

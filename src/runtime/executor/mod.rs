@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Runs the graphs of a plan: a loop over steps, and in each region a loop over instructions.
+
+mod graph;
+mod instruction;
+mod movement;
+mod norm;
+mod pointwise;
+mod reduction;
+mod rope;
+
+pub use graph::{Effects, Graph};
+pub use instruction::{Context, Outputs, execute};

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Pointwise functions, with PyTorch's rounding: 16-bit floats are computed in float32 and rounded once.
+
+use crate::runtime::error::{Error, Result};
+use crate::runtime::mlx::{Array, Mlx, MlxResult, dtype, scalar};
+use lowering::ir::{Activation, Binary, DType, Unary};
+
+/// `x` in another dtype.
+pub fn cast(mlx: &Mlx, x: &Array, to: DType) -> Result<Array> {
+    Ok(mlx.cast(x, to)?)
+}
+
+/// MLX computes these exactly, or rounds once, in every dtype.
+fn rounds_once(function: Unary) -> bool {
+    use Unary::*;
+    matches!(
+        function,
+        Neg | Abs | Sign | Square | Floor | Ceil | Round | Relu | LogicalNot | BitwiseNot | Isnan | Isinf
+    )
+}
+
+/// `f(x)`
+pub fn unary(mlx: &Mlx, function: Unary, x: &Array) -> Result<Array> {
+    match dtype(x) {
+        Some(narrow) if narrow.is_half() && !rounds_once(function) => {
+            let wide = mlx.cast(x, DType::Float32)?;
+            Ok(mlx.cast(&compute_unary(mlx, function, &wide)?, narrow)?)
+        }
+        _ => Ok(compute_unary(mlx, function, x)?),
+    }
+}
+
+fn compute_unary(mlx: &Mlx, function: Unary, x: &Array) -> MlxResult<Array> {
+    match function {
+        Unary::Neg => mlx.negative(x),
+        Unary::Abs => mlx.abs(x),
+        Unary::Sign => mlx.sign(x),
+        Unary::Square => mlx.square(x),
+        Unary::Sqrt => mlx.sqrt(x),
+        Unary::Rsqrt => mlx.rsqrt(x),
+        Unary::Reciprocal => mlx.reciprocal(x),
+        Unary::Exp => mlx.exp(x),
+        Unary::Expm1 => mlx.expm1(x),
+        Unary::Log => mlx.log(x),
+        Unary::Log1p => mlx.log1p(x),
+        Unary::Log2 => mlx.log2(x),
+        Unary::Sin => mlx.sin(x),
+        Unary::Cos => mlx.cos(x),
+        Unary::Tan => mlx.tan(x),
+        Unary::Sinh => mlx.sinh(x),
+        Unary::Cosh => mlx.cosh(x),
+        Unary::Tanh => mlx.tanh(x),
+        Unary::Arcsin => mlx.arcsin(x),
+        Unary::Arccos => mlx.arccos(x),
+        Unary::Arctan => mlx.arctan(x),
+        Unary::Erf => mlx.erf(x),
+        Unary::Erfinv => mlx.erfinv(x),
+        Unary::Floor => mlx.floor(x),
+        Unary::Ceil => mlx.ceil(x),
+        Unary::Round => mlx.round(x),
+        Unary::Sigmoid => mlx.sigmoid(x),
+        Unary::Silu => mlx.multiply(x, &mlx.sigmoid(x)?),
+        Unary::Gelu => gelu(mlx, x),
+        Unary::GeluTanh => gelu_tanh(mlx, x),
+        Unary::Relu => mlx.maximum(x, &like(mlx, x, 0.0)?),
+        Unary::Softplus => mlx.logaddexp(x, &like(mlx, x, 0.0)?),
+        Unary::LogicalNot => mlx.logical_not(x),
+        Unary::BitwiseNot => match dtype(x) {
+            Some(DType::Bool) => mlx.logical_not(x),
+            _ => mlx.bitwise_invert(x),
+        },
+        Unary::Isnan => mlx.isnan(x),
+        Unary::Isinf => mlx.isinf(x),
+    }
+}
+
+/// A constant in the dtype of `x`.
+fn like(mlx: &Mlx, x: &Array, value: f64) -> MlxResult<Array> {
+    scalar(mlx, value, dtype(x).unwrap_or(DType::Float32))
+}
+
+/// `x * 0.5 * (1 + erf(x / sqrt 2))`
+fn gelu(mlx: &Mlx, x: &Array) -> MlxResult<Array> {
+    let scaled = mlx.multiply(x, &like(mlx, x, std::f64::consts::FRAC_1_SQRT_2)?)?;
+    let cdf = mlx.add(&mlx.erf(&scaled)?, &like(mlx, x, 1.0)?)?;
+    mlx.multiply(&mlx.multiply(x, &like(mlx, x, 0.5)?)?, &cdf)
+}
+
+/// `x * 0.5 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`
+fn gelu_tanh(mlx: &Mlx, x: &Array) -> MlxResult<Array> {
+    let beta = like(mlx, x, (2.0 / std::f64::consts::PI).sqrt())?;
+    let cube = mlx.multiply(&mlx.square(x)?, x)?;
+    let inner = mlx.add(x, &mlx.multiply(&cube, &like(mlx, x, 0.044_715)?)?)?;
+    let tanh = mlx.tanh(&mlx.multiply(&inner, &beta)?)?;
+    let half = mlx.multiply(x, &like(mlx, x, 0.5)?)?;
+    mlx.multiply(&half, &mlx.add(&tanh, &like(mlx, x, 1.0)?)?)
+}
+
+/// `f(x, y)` of operands of one dtype.
+pub fn binary(mlx: &Mlx, function: Binary, x: &Array, y: &Array) -> Result<Array> {
+    use Binary::*;
+    let kind = dtype(x).ok_or_else(|| Error::Unsupported("an operand of unknown dtype".into()))?;
+    // One operation of MLX rounds once by itself; these are made of several.
+    let composite = matches!(function, FloorDivide | Remainder | Pow | Arctan2);
+    if kind.is_half() && composite {
+        let (wide_x, wide_y) = (mlx.cast(x, DType::Float32)?, mlx.cast(y, DType::Float32)?);
+        return Ok(mlx.cast(&compute_binary(mlx, function, DType::Float32, &wide_x, &wide_y)?, kind)?);
+    }
+    Ok(compute_binary(mlx, function, kind, x, y)?)
+}
+
+fn compute_binary(
+    mlx: &Mlx,
+    function: Binary,
+    kind: DType,
+    x: &Array,
+    y: &Array,
+) -> MlxResult<Array> {
+    match function {
+        Binary::Add => mlx.add(x, y),
+        Binary::Sub => mlx.subtract(x, y),
+        Binary::Mul => mlx.multiply(x, y),
+        Binary::Div => mlx.divide(x, y),
+        Binary::FloorDivide => floor_divide(mlx, kind, x, y),
+        Binary::Remainder => mlx.remainder(x, y),
+        Binary::Pow => mlx.power(x, y),
+        Binary::Maximum => mlx.maximum(x, y),
+        Binary::Minimum => mlx.minimum(x, y),
+        Binary::Equal => mlx.equal(x, y),
+        Binary::NotEqual => mlx.not_equal(x, y),
+        Binary::Less => mlx.less(x, y),
+        Binary::LessEqual => mlx.less_equal(x, y),
+        Binary::Greater => mlx.greater(x, y),
+        Binary::GreaterEqual => mlx.greater_equal(x, y),
+        Binary::LogicalAnd => mlx.logical_and(x, y),
+        Binary::LogicalOr => mlx.logical_or(x, y),
+        Binary::LogicalXor => {
+            mlx.not_equal(&mlx.cast(x, DType::Bool)?, &mlx.cast(y, DType::Bool)?)
+        }
+        Binary::BitwiseAnd => mlx.bitwise_and(x, y),
+        Binary::BitwiseOr => mlx.bitwise_or(x, y),
+        Binary::BitwiseXor => mlx.bitwise_xor(x, y),
+        Binary::LeftShift => mlx.left_shift(x, y),
+        Binary::RightShift => mlx.right_shift(x, y),
+        Binary::Arctan2 => mlx.arctan2(x, y),
+    }
+}
+
+/// Rounds towards minus infinity; MLX's integer division rounds towards zero.
+fn floor_divide(mlx: &Mlx, kind: DType, x: &Array, y: &Array) -> MlxResult<Array> {
+    match kind {
+        DType::Int8 | DType::Int16 | DType::Int32 | DType::Int64 => {
+            let whole = mlx.subtract(x, &mlx.remainder(x, y)?)?;
+            mlx.floor_divide(&whole, y)
+        }
+        _ => mlx.floor_divide(x, y),
+    }
+}
+
+/// `f(x[.., :n]) * x[.., n:]`, rounded once.
+pub fn gated(mlx: &Mlx, activation: Activation, x: &Array) -> Result<Array> {
+    let narrow = dtype(x).filter(|dtype| dtype.is_half());
+    let wide = narrow.map(|_| mlx.cast(x, DType::Float32)).transpose()?;
+    let x = wide.as_ref().unwrap_or(x);
+    let axis = x.ndim().checked_sub(1).ok_or_else(|| Error::Unsupported("rank 0".into()))?;
+    let size = x.shape()[axis];
+    let gate = mlx.slice(x, axis, 0, size / 2, 1)?;
+    let up = mlx.slice(x, axis, size / 2, size, 1)?;
+    let function = match activation {
+        Activation::Silu => Unary::Silu,
+        Activation::Gelu => Unary::Gelu,
+        Activation::GeluTanh => Unary::GeluTanh,
+        Activation::Relu => Unary::Relu,
+    };
+    let product = mlx.multiply(&compute_unary(mlx, function, &gate)?, &up)?;
+    match narrow {
+        Some(narrow) => Ok(mlx.cast(&product, narrow)?),
+        None => Ok(product),
+    }
+}

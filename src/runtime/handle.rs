@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What other threads hold: the runtime and its models.
+
+use super::attention::Metadata;
+use super::error::Result;
+use super::host::HostTensor;
+use super::inputs::Input;
+use super::island::IslandRunner;
+use super::kv_cache::CacheSpec;
+use super::memory::{self, Limits, Usage};
+use super::mlx::{Array, Device};
+use super::model::Model;
+use super::owner::{Owner, State};
+use super::step::StepMetadata;
+use super::tensor::{self, Tensor};
+use super::weights::{LoadReport, Source};
+use lowering::plan::Plan;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// MLX on a device, with a thread of its own.
+pub struct Runtime {
+    owner: Arc<Owner>,
+}
+
+/// A model in a [`Runtime`]. Dropping it frees the model.
+pub struct LoadedModel {
+    id: u64,
+    owner: Arc<Owner>,
+    /// What loading did.
+    pub report: LoadReport,
+}
+
+/// One input of a run, from any thread.
+pub enum Argument<'a> {
+    Host(HostTensor),
+    Tensor(&'a Tensor),
+}
+
+/// Attention metadata and the layers that it is for, by vLLM's names.
+pub type LayerMetadata = (Vec<String>, Metadata);
+
+impl Runtime {
+    /// Starts MLX.
+    ///
+    /// # Errors
+    /// The device does not exist, or MLX refuses a limit.
+    pub fn new(device: Device, limits: Limits) -> Result<Runtime> {
+        let owner = Owner::start(device)?;
+        owner.call(move |_| memory::set_limits(limits))?;
+        Ok(Runtime { owner })
+    }
+
+    /// MLX's memory counters.
+    pub fn memory(&self) -> Result<Usage> {
+        memory::usage()
+    }
+
+    /// Starts the peak counter anew.
+    pub fn reset_peak(&self) -> Result<()> {
+        memory::reset_peak()
+    }
+
+    /// Frees all models, tensors and MLX's cache, and ends the thread.
+    pub fn close(&self) {
+        self.owner.close();
+    }
+
+    /// Loads a plan with its parameters (see [`super::weights::required`]).
+    ///
+    /// # Errors
+    /// A parameter that is missing or not as the plan says, or a fold that fails.
+    pub fn load(
+        &self,
+        plan: Plan,
+        sources: HashMap<String, Source>,
+        islands: Option<Box<dyn IslandRunner>>,
+    ) -> Result<LoadedModel> {
+        let (id, report) = self.owner.call(move |state| {
+            let (model, report) = Model::load(&state.mlx, plan, sources, islands)?;
+            let id = state.new_id();
+            state.models.insert(id, model);
+            Ok((id, report))
+        })?;
+        Ok(LoadedModel { id, owner: self.owner.clone(), report })
+    }
+}
+
+impl LoadedModel {
+    /// Allocates the KV caches, replacing earlier ones; returns their bytes.
+    pub fn allocate_kv_cache(&self, specs: Vec<CacheSpec>) -> Result<usize> {
+        self.with(move |model, state| model.allocate_kv_cache(&state.mlx, &specs))
+    }
+
+    /// Runs a graph, lazily. A step that is not evaluated yet is evaluated first, so that its caches
+    /// can be updated in place.
+    pub fn run(
+        &self,
+        graph: &str,
+        inputs: Vec<(String, Argument)>,
+        attention: Vec<LayerMetadata>,
+    ) -> Result<Vec<Tensor>> {
+        let graph = graph.to_owned();
+        let inputs: Vec<(String, Sent)> =
+            inputs.into_iter().map(|(name, argument)| (name, Sent::new(argument))).collect();
+        let owner = self.owner.clone();
+        self.with(move |model, state| {
+            if model.is_dirty() {
+                settle(model, state)?;
+            }
+            let inputs = inputs
+                .into_iter()
+                .map(|(name, sent)| Ok((name, sent.receive(state)?)))
+                .collect::<Result<_>>()?;
+            let metadata = by_layer(model, attention);
+            let outputs = model.run(&state.mlx, &owner, &graph, inputs, &metadata)?;
+            outputs.into_iter().map(|array| Tensor::new(state, &owner, array)).collect()
+        })
+    }
+
+    /// Runs the graph `logits` on rows of `hidden`, continuing its lazy graph.
+    ///
+    /// # Errors
+    /// A row out of range, or a plan whose logits graph has several inputs.
+    pub fn logits(&self, hidden: &Tensor, rows: Option<Vec<i64>>) -> Result<Vec<Tensor>> {
+        const GRAPH: &str = "logits";
+        let rows = rows.map(|rows| hidden.check_rows(&rows)).transpose()?;
+        let (hidden, owner) = (hidden.id(), self.owner.clone());
+        self.with(move |model, state| {
+            let array = tensor::find(state, hidden)?;
+            let array = match rows {
+                Some(rows) => tensor::take_rows(&state.mlx, array, &rows)?,
+                None => array.clone(),
+            };
+            let names = model.input_names(GRAPH)?;
+            let inputs = names.into_iter().next().map(|name| (name, Input::Array(array)));
+            let inputs = inputs.into_iter().collect();
+            let metadata = StepMetadata::default();
+            let outputs = model.run(&state.mlx, &owner, GRAPH, inputs, &metadata)?;
+            outputs.into_iter().map(|array| Tensor::new(state, &owner, array)).collect()
+        })
+    }
+
+    /// A copy of a layer's cache rows `[(num_blocks + 1) * block_size, kv_heads, head_size +
+    /// head_size_v]`, for tests and debugging.
+    pub fn cache_rows(&self, layer: &str) -> Result<HostTensor> {
+        let layer = layer.to_owned();
+        self.with(move |model, state| {
+            settle(model, state)?;
+            tensor::copy_out(&model.cache_rows(model.layer(&layer).unwrap_or(usize::MAX))?)
+        })
+    }
+
+    /// Runs a closure with the model taken out of the state, so that both can be used.
+    fn with<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Model, &mut State) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        let id = self.id;
+        self.owner.call(move |state| {
+            let mut model = state.models.remove(&id).ok_or(super::error::Error::Closed)?;
+            let result = work(&mut model, state);
+            state.models.insert(id, model);
+            result
+        })
+    }
+}
+
+impl Drop for LoadedModel {
+    fn drop(&mut self) {
+        let id = self.id;
+        self.owner.post(move |state| drop(state.models.remove(&id)));
+    }
+}
+
+/// Evaluates a model's caches with everything lazy, which may read them.
+fn settle(model: &mut Model, state: &mut State) -> Result<()> {
+    let arrays: Vec<Array> = state.tensors.values().cloned().collect();
+    state.mlx.eval(arrays.iter().chain(model.dirty_arrays()))?;
+    model.mark_evaluated();
+    Ok(())
+}
+
+fn by_layer(model: &Model, attention: Vec<LayerMetadata>) -> StepMetadata {
+    let mut metadata = StepMetadata {
+        groups: Vec::with_capacity(attention.len()),
+        group_of_layer: vec![None; model.num_layers()],
+    };
+    for (group, (names, of_group)) in attention.into_iter().enumerate() {
+        metadata.groups.push(of_group);
+        // A layer that the plan does not run needs none.
+        for index in names.iter().filter_map(|name| model.layer(name)) {
+            metadata.group_of_layer[index] = Some(group);
+        }
+    }
+    metadata
+}
+
+/// An argument on its way to the owner's thread.
+enum Sent {
+    Host(HostTensor),
+    Tensor(u64),
+}
+
+impl Sent {
+    fn new(argument: Argument) -> Sent {
+        match argument {
+            Argument::Host(tensor) => Sent::Host(tensor),
+            Argument::Tensor(tensor) => Sent::Tensor(tensor.id()),
+        }
+    }
+
+    fn receive(self, state: &State) -> Result<Input> {
+        match self {
+            Sent::Host(tensor) => Ok(Input::Host(tensor)),
+            Sent::Tensor(id) => Ok(Input::Array(tensor::find(state, id)?.clone())),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A graph's inputs: matched by name, checked, and the symbols bound by their sizes.
+
+use super::error::{Error, Result};
+use super::host::HostTensor;
+use super::mlx::{self, Array, Mlx};
+use lowering::ir::{DType, Dim, TensorType};
+use lowering::plan::{Binding, GraphPlan};
+use std::collections::HashMap;
+
+/// One input of a run.
+pub enum Input {
+    /// Copied to MLX.
+    Host(HostTensor),
+    /// Built before, perhaps not evaluated.
+    Array(Array),
+}
+
+/// Inputs ready to run with.
+pub struct Bound {
+    /// In the plan's order.
+    pub arrays: Vec<Array>,
+    /// Values of the plan's symbols.
+    pub symbols: Vec<i64>,
+    /// Size of the symbol with the role `num_tokens`; 0 where the graph has none.
+    pub num_tokens: usize,
+}
+
+/// Matches inputs with the plan.
+///
+/// # Errors
+/// A missing or unknown name, a dtype or size that is not the plan's, or an index out of `bounds`.
+pub fn bind(
+    mlx: &Mlx,
+    graph: &GraphPlan,
+    bounds: &[Option<i64>],
+    mut inputs: HashMap<String, Input>,
+) -> Result<Bound> {
+    let wrong = |reason: String| Error::Inputs { graph: graph.name.clone(), reason };
+    let mut symbols: Vec<Option<i64>> = vec![None; graph.symbols.len()];
+    let mut arrays = Vec::with_capacity(graph.inputs.len());
+    for (index, binding) in graph.inputs.iter().enumerate() {
+        let Binding { name, value } = binding;
+        let input = inputs.remove(name).ok_or_else(|| wrong(format!("input {name:?} is missing")))?;
+        if let (Input::Host(tensor), Some(Some(bound))) = (&input, bounds.get(index)) {
+            check_bound(tensor, *bound).map_err(|reason| wrong(format!("input {name:?}: {reason}")))?;
+        }
+        let array = to_array(mlx, input, value.dtype)?;
+        if !matches(&array, value, &mut symbols) {
+            let found = mlx::dtype(&array).map_or("?", DType::name);
+            let reason =
+                format!("input {name:?}: expected {value}, found {found}{:?}", array.shape());
+            return Err(wrong(reason));
+        }
+        arrays.push(array);
+    }
+    if let Some(name) = inputs.keys().min() {
+        let known: Vec<&str> = graph.inputs.iter().map(|input| input.name.as_str()).collect();
+        return Err(wrong(format!("there is no input {name:?}; its inputs are {known:?}")));
+    }
+    let role = |role: &str| graph.symbols.iter().position(|symbol| symbol.role == role);
+    let num_tokens = role("num_tokens").and_then(|index| symbols[index]).unwrap_or(0);
+    let unbound = symbols.iter().position(Option::is_none);
+    if let Some(index) = unbound {
+        let symbol = &graph.symbols[index].name;
+        return Err(wrong(format!("no input's size gives the symbol {symbol:?}")));
+    }
+    Ok(Bound {
+        arrays,
+        symbols: symbols.into_iter().flatten().collect(),
+        num_tokens: num_tokens as usize,
+    })
+}
+
+fn to_array(mlx: &Mlx, input: Input, expected: DType) -> Result<Array> {
+    let array = match input {
+        Input::Host(tensor) => tensor.to_array()?,
+        Input::Array(array) => array,
+    };
+    // vLLM keeps token ids as int32, and graphs are captured with int64.
+    match (mlx::dtype(&array), expected) {
+        (Some(DType::Int32), DType::Int64) => Ok(mlx.cast(&array, DType::Int64)?),
+        _ => Ok(array),
+    }
+}
+
+fn check_bound(tensor: &HostTensor, bound: i64) -> std::result::Result<(), String> {
+    let values = tensor.integers().map_err(|error| error.to_string())?;
+    match values.iter().position(|value| !(0..bound).contains(value)) {
+        None => Ok(()),
+        Some(index) => {
+            Err(format!("element {index} is {}, and it must be from 0 to {}", values[index], bound - 1))
+        }
+    }
+}
+
+/// Whether an array has the type, where symbols that are not bound yet take the size they meet.
+fn matches(array: &Array, expected: &TensorType, symbols: &mut [Option<i64>]) -> bool {
+    let shape = array.shape();
+    mlx::dtype(array) == Some(expected.dtype)
+        && shape.len() == expected.shape.len()
+        && shape.iter().zip(&expected.shape).all(|(size, dim)| {
+            let size = i64::from(*size);
+            match *dim {
+                Dim::Fixed(value) => value == size,
+                Dim::Affine { symbol, mul, add } => match symbols.get_mut(symbol as usize) {
+                    None => false,
+                    Some(Some(value)) => value.checked_mul(mul).and_then(|v| v.checked_add(add)) == Some(size),
+                    Some(free) => {
+                        let exact = mul != 0 && (size - add) % mul == 0 && (size - add) / mul >= 0;
+                        *free = exact.then(|| (size - add) / mul);
+                        exact
+                    }
+                },
+            }
+        })
+}

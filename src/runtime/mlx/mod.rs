@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+//! MLX operations on one explicit stream.
+//!
+//! Arrays and their lifetime are mlx-rs's. Its operations, though, look the stream up in a
+//! thread-local and allocate a copy of it each time, and some that the runtime needs (scatter, array
+//! over foreign memory) are not public, so operations go straight to MLX's C interface, all of them
+//! through [`Mlx::make`].
+
+mod array;
+mod error;
+mod index;
+mod ops;
+mod stream;
+
+pub use array::{data_pointer, dtype, foreign_array, host_array, is_contiguous, scalar};
+pub use error::{MlxError, MlxResult};
+pub use stream::{Device, Mlx, dtype_code};
+
+pub use mlx_rs::Array;
+
+/// MLX's memory counters and limits; see [`crate::runtime::memory`].
+pub use mlx_rs::memory;

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The stream that operations go to, and evaluation.
+
+use super::error::{install_handler, last_error};
+use super::{Array, MlxError, MlxResult};
+use lowering::ir::DType;
+use std::ffi::c_int;
+
+/// Where MLX computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+    Gpu,
+}
+
+/// MLX on one stream. A stream belongs to the thread that made it: arrays built here are evaluated
+/// in that thread.
+pub struct Mlx {
+    stream: mlx_sys::mlx_stream,
+    device: Device,
+}
+
+impl Mlx {
+    /// A new stream on the device.
+    ///
+    /// # Errors
+    /// The device does not exist on this machine.
+    pub fn new(device: Device) -> MlxResult<Mlx> {
+        install_handler();
+        let code = match device {
+            Device::Cpu => mlx_sys::mlx_device_type__MLX_CPU,
+            Device::Gpu => mlx_sys::mlx_device_type__MLX_GPU,
+        };
+        let mut available = false;
+        // SAFETY: the device is made here and freed here, and the stream is checked before use.
+        let stream = unsafe {
+            let device = mlx_sys::mlx_device_new_type(code, 0);
+            let status = mlx_sys::mlx_device_is_available(&mut available, device);
+            let stream = if status == 0 && available {
+                mlx_sys::mlx_stream_new_device(device)
+            } else {
+                mlx_sys::mlx_stream_new()
+            };
+            mlx_sys::mlx_device_free(device);
+            stream
+        };
+        if !available {
+            return Err(MlxError(format!("this machine has no {device:?} device that MLX can use")));
+        }
+        if stream.ctx.is_null() {
+            return Err(last_error());
+        }
+        Ok(Mlx { stream, device })
+    }
+
+    /// The device of the stream.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Runs one function of MLX's C interface that stores a new array.
+    pub(super) fn make(
+        &self,
+        build: impl FnOnce(*mut mlx_sys::mlx_array, mlx_sys::mlx_stream) -> c_int,
+    ) -> MlxResult<Array> {
+        let mut out = mlx_sys::mlx_array { ctx: std::ptr::null_mut() };
+        if build(&mut out, self.stream) == 0 {
+            // SAFETY: on success `out` owns a new array that nobody else frees.
+            Ok(unsafe { Array::from_ptr(out) })
+        } else {
+            Err(last_error())
+        }
+    }
+
+    /// Computes the arrays and waits for them.
+    pub fn eval<'a>(&self, arrays: impl IntoIterator<Item = &'a Array>) -> MlxResult<()> {
+        let vector = Vector::new(arrays);
+        // SAFETY: the vector lives during the call.
+        check(unsafe { mlx_sys::mlx_eval(vector.0) })
+    }
+
+    /// Waits for everything submitted to the stream.
+    pub fn synchronize(&self) -> MlxResult<()> {
+        // SAFETY: the stream lives as long as `self`.
+        check(unsafe { mlx_sys::mlx_synchronize(self.stream) })
+    }
+}
+
+impl Drop for Mlx {
+    fn drop(&mut self) {
+        // SAFETY: made in `new` and freed once.
+        unsafe { mlx_sys::mlx_stream_free(self.stream) };
+    }
+}
+
+pub(super) fn check(status: c_int) -> MlxResult<()> {
+    if status == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// A list of arrays as MLX's C interface takes it.
+pub(super) struct Vector(pub mlx_sys::mlx_vector_array);
+
+impl Vector {
+    pub fn new<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Vector {
+        let handles: Vec<mlx_sys::mlx_array> = arrays.into_iter().map(Array::as_ptr).collect();
+        // SAFETY: the handles are live arrays, and MLX copies them.
+        Vector(unsafe { mlx_sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len()) })
+    }
+}
+
+impl Drop for Vector {
+    fn drop(&mut self) {
+        // SAFETY: made in `new` and freed once.
+        unsafe { mlx_sys::mlx_vector_array_free(self.0) };
+    }
+}
+
+/// MLX's code of an element type.
+pub fn dtype_code(dtype: DType) -> mlx_sys::mlx_dtype {
+    match dtype {
+        DType::Bool => mlx_sys::mlx_dtype__MLX_BOOL,
+        DType::Uint8 => mlx_sys::mlx_dtype__MLX_UINT8,
+        DType::Uint16 => mlx_sys::mlx_dtype__MLX_UINT16,
+        DType::Uint32 => mlx_sys::mlx_dtype__MLX_UINT32,
+        DType::Int8 => mlx_sys::mlx_dtype__MLX_INT8,
+        DType::Int16 => mlx_sys::mlx_dtype__MLX_INT16,
+        DType::Int32 => mlx_sys::mlx_dtype__MLX_INT32,
+        DType::Int64 => mlx_sys::mlx_dtype__MLX_INT64,
+        DType::Float16 => mlx_sys::mlx_dtype__MLX_FLOAT16,
+        DType::Bfloat16 => mlx_sys::mlx_dtype__MLX_BFLOAT16,
+        DType::Float32 => mlx_sys::mlx_dtype__MLX_FLOAT32,
+        DType::Float64 => mlx_sys::mlx_dtype__MLX_FLOAT64,
+    }
+}

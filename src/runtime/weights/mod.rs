@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A plan's parameters: taken over from tensors or mapped files, checked, and folded.
+
+mod bind;
+mod file;
+
+pub use bind::{LoadReport, Parameters, Source, borrow, required};
+pub use file::FileTensor;
