@@ -4,3 +4,4 @@
 #[cfg(feature = "python")]
 mod bindings;
 pub mod mlx_version;
+pub mod runtime;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What was captured, fused, lowered and left to PyTorch. One type for the log, the command and the tests.
 
+use crate::error::{Error, Result};
 use crate::import::{Fallback, Program};
 use crate::ir::Op;
 use crate::plan::{Plan, PlanReport, Step};
@@ -24,6 +25,14 @@ pub struct Report {
     pub rules: BTreeMap<&'static str, usize>,
     pub plan_sha256: String,
     pub timings_ms: Timings,
+}
+
+impl Report {
+    /// The report as JSON.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self)
+            .map_err(|error| Error::Malformed { what: "report", reason: error.to_string() })
+    }
 }
 
 /// Nodes after each stage.

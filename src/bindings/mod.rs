@@ -1,6 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The Python module: one file per class, no logic.
 
+mod dlpack;
+mod error;
+mod file_tensor;
+mod island;
+mod metadata;
+mod model;
+mod plan;
+mod runtime;
+mod tensor;
+
 use pyo3::prelude::*;
 
 /// The native half of vllm-metal. Python reaches it through `vllm_metal._native`, which loads the
@@ -10,6 +20,16 @@ mod _core {
     use pyo3::prelude::*;
 
     use crate::mlx_version::{BUILT_AGAINST, loaded};
+
+    #[pymodule_export]
+    use super::{
+        file_tensor::FileTensor,
+        metadata::AttentionMetadata,
+        model::Model,
+        plan::{Plan, lower},
+        runtime::Runtime,
+        tensor::LazyTensor,
+    };
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -38,7 +38,7 @@ pub enum Argument<'a> {
 }
 
 /// Attention metadata and the layers that it is for, by vLLM's names.
-pub type LayerMetadata = (Vec<String>, Metadata);
+pub type LayerMetadata = (Vec<String>, Arc<Metadata>);
 
 impl Runtime {
     /// Starts MLX.

@@ -22,7 +22,7 @@ const MAX_SCORES: usize = 1 << 22;
 /// A run's attention metadata: groups, and which group each of the plan's layers is in.
 #[derive(Default)]
 pub struct StepMetadata {
-    pub groups: Vec<Metadata>,
+    pub groups: Vec<Arc<Metadata>>,
     pub group_of_layer: Vec<Option<usize>>,
 }
 

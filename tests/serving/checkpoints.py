@@ -9,6 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -21,6 +26,7 @@ from transformers import (
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -77,4 +83,28 @@ def build(name: str, directory: Path) -> PreTrainedModel:
             noise += parameter  # a norm's weight stays near what it starts from
         parameter.copy_(noise)
     model.save_pretrained(directory)
+    tokenizer().save_pretrained(directory)
     return model
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of VOCAB_SIZE tokens with a chat template."""
+    core = Tokenizer(BPE())
+    core.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    core.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        initial_alphabet=ByteLevel.alphabet(),
+        special_tokens=["<pad>", "<s>", "</s>"],
+        show_progress=False,
+    )
+    core.train_from_iterator([PreTrainedModel.__doc__ or ""] * 2, trainer)
+    assert core.get_vocab_size() == VOCAB_SIZE
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    fast.chat_template = (
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    return fast

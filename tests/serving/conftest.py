@@ -8,6 +8,7 @@ used by many tests.
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small for more
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
 
@@ -50,7 +51,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], PreTrain
 
 @pytest.fixture(scope="session")
 def make_engine(path: str) -> MakeEngine:
-    """`with make_engine(directory, **options) as llm:` on the path under test."""
+    """`with make_engine(directory, **options) as llm:` on the path under test.
+
+    Engines of one process share vLLM's process groups: the first to end ends them for all.
+    """
 
     @contextmanager
     def make(directory: str | Path, **options: object) -> Iterator[LLM]:

@@ -81,6 +81,28 @@ def test_prompt_logprobs(reference, engine):
                 assert abs(difference) <= TOLERANCE
 
 
+def test_mutant_with_a_block_of_another_request(reference, engine, monkeypatch):
+    """A mutant: it must miss the tolerance by 100 times."""
+    from vllm_metal.attention import MetalAttentionMetadataBuilder
+
+    build = MetalAttentionMetadataBuilder.build
+
+    def swapped(self, *args, **kwargs):
+        metadata = build(self, *args, **kwargs)
+        if len(metadata.seq_lens) == len(LENGTHS):
+            last_block = (metadata.seq_lens[-1] - 1) // self.kv_cache_spec.block_size
+            table = metadata.block_table.clone()
+            table[[-1, -2], last_block - 1] = metadata.block_table[[-2, -1], last_block - 2]
+            metadata.block_table = table
+        return metadata
+
+    monkeypatch.setattr(MetalAttentionMetadataBuilder, "build", swapped)
+    assert largest_difference(reference, ask(engine, prompts(seed=4))) > 100 * TOLERANCE
+
+
+# ---- engines of their own: `engine` can't be used after these (see make_engine)
+
+
 def test_chunked_prefill_without_prefix_cache(reference, make_engine):
     options = {"max_num_batched_tokens": 16, "enable_prefix_caching": False}
     with make_engine(reference.name_or_path, **options) as llm:
@@ -97,7 +119,7 @@ def test_preemption(reference, make_engine):
         assert counter(llm, "vllm:num_preemptions") > 0
 
 
-# ---- the proof that these tests can fail: each mutant misses the tolerance by 100 times
+# ---- more mutants: the proof that these tests can fail
 
 
 def test_mutant_without_rope(reference, answers, monkeypatch):
@@ -120,21 +142,3 @@ def test_mutant_with_window_off_by_one(reference, answers, monkeypatch, request)
         return
     monkeypatch.setattr(reference.config, "sliding_window", reference.config.sliding_window + 1)
     assert largest_difference(reference, answers) > 100 * TOLERANCE
-
-
-def test_mutant_with_a_block_of_another_request(reference, engine, monkeypatch):
-    from vllm_metal.attention import MetalAttentionMetadataBuilder
-
-    build = MetalAttentionMetadataBuilder.build
-
-    def swapped(self, *args, **kwargs):
-        metadata = build(self, *args, **kwargs)
-        if len(metadata.seq_lens) == len(LENGTHS):
-            last_block = (metadata.seq_lens[-1] - 1) // self.kv_cache_spec.block_size
-            table = metadata.block_table.clone()
-            table[[-1, -2], last_block - 1] = metadata.block_table[[-2, -1], last_block - 2]
-            metadata.block_table = table
-        return metadata
-
-    monkeypatch.setattr(MetalAttentionMetadataBuilder, "build", swapped)
-    assert largest_difference(reference, ask(engine, prompts(seed=4))) > 100 * TOLERANCE

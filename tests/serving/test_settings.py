@@ -16,10 +16,8 @@ def vllm_config(models):
     """vLLM's configuration of a tiny model with the options that a test gives."""
 
     def make(**options):
-        directory = models("llama").name_or_path
-        return EngineArgs(
-            model=directory, skip_tokenizer_init=True, **options
-        ).create_engine_config()
+        options = {"model": models("llama").name_or_path, "skip_tokenizer_init": True} | options
+        return EngineArgs(**options).create_engine_config()
 
     return make
 

@@ -25,10 +25,27 @@ pub struct Document {
     pub graphs: Vec<FxGraph>,
 }
 
-/// A layer that keeps state between steps, by kind.
+/// A layer that vLLM keeps state or parameters for outside the graph.
 #[derive(Debug, Deserialize)]
-pub struct Layer {
-    pub kind: String,
+#[serde(untagged)]
+pub enum Layer {
+    Attention(Box<AttentionFields>),
+    /// A kind that the lowering does not know; its operators run in PyTorch.
+    Other { kind: String },
+}
+
+/// The marker of an attention layer.
+#[derive(Debug, Deserialize)]
+enum AttentionKind {
+    #[serde(rename = "attention")]
+    Attention,
+}
+
+/// An attention layer; see [`crate::plan::AttentionLayer`].
+#[derive(Debug, Deserialize)]
+pub struct AttentionFields {
+    #[serde(rename = "kind")]
+    _kind: AttentionKind,
     pub num_heads: i64,
     pub num_kv_heads: i64,
     pub head_size: i64,
@@ -37,6 +54,8 @@ pub struct Layer {
     pub sliding_window: Option<i64>,
     pub logits_soft_cap: Option<FloatArg>,
     pub alibi_slopes: Option<Vec<FloatArg>>,
+    #[serde(default)]
+    pub use_alibi_sqrt: bool,
     pub sinks: Option<String>,
     pub attn_type: String,
     pub kv_sharing_target: Option<String>,

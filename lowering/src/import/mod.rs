@@ -54,34 +54,36 @@ fn layers(document: &Document) -> Result<Vec<AttentionLayer>> {
             names.push(name);
         }
     }
-    names
+    let described: Result<Vec<(&String, &document::Layer)>> = names
         .into_iter()
         .map(|name| {
             let layer = document.layers.get(name).ok_or_else(|| Error::Malformed {
                 what: "FX document",
                 reason: format!("layer {name} is used and not described"),
             })?;
-            if layer.kind != "attention" {
-                return Err(Error::Malformed {
-                    what: "FX document",
-                    reason: format!("layer {name} is of unknown kind {:?}", layer.kind),
-                });
-            }
-            let float = |arg: &document::FloatArg| -> Float { arg.value };
-            Ok(AttentionLayer {
-                name: name.clone(),
-                num_heads: layer.num_heads,
-                num_kv_heads: layer.num_kv_heads,
-                head_size: layer.head_size,
-                head_size_v: layer.head_size_v,
-                scale: layer.scale.value,
-                sliding_window: layer.sliding_window,
-                logits_soft_cap: layer.logits_soft_cap.as_ref().map(float),
-                alibi_slopes: layer.alibi_slopes.as_ref().map(|slopes| slopes.iter().map(float).collect()),
-                sinks: layer.sinks.clone(),
-                attn_type: layer.attn_type.clone(),
-                kv_sharing_target: layer.kv_sharing_target.clone(),
-            })
+            Ok((name, layer))
         })
-        .collect()
+        .collect();
+    Ok(described?.into_iter().filter_map(|(name, layer)| attention_layer(name, layer)).collect())
+}
+
+/// The layer, if it is one that attention operators may name.
+fn attention_layer(name: &str, layer: &document::Layer) -> Option<AttentionLayer> {
+    let document::Layer::Attention(fields) = layer else { return None };
+    let float = |arg: &document::FloatArg| -> Float { arg.value };
+    // No operator of the plan scales by the square root of distance (`use_alibi_sqrt`).
+    (!fields.use_alibi_sqrt).then(|| AttentionLayer {
+        name: name.to_owned(),
+        num_heads: fields.num_heads,
+        num_kv_heads: fields.num_kv_heads,
+        head_size: fields.head_size,
+        head_size_v: fields.head_size_v,
+        scale: fields.scale.value,
+        sliding_window: fields.sliding_window,
+        logits_soft_cap: fields.logits_soft_cap.as_ref().map(float),
+        alibi_slopes: fields.alibi_slopes.as_ref().map(|slopes| slopes.iter().map(float).collect()),
+        sinks: fields.sinks.clone(),
+        attn_type: fields.attn_type.clone(),
+        kv_sharing_target: fields.kv_sharing_target.clone(),
+    })
 }

@@ -91,7 +91,7 @@ fn attention(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     }
     let Item::Layer(name) = &layer_name else { return Err("attention without a layer".into()) };
     let layer = importer.layers.iter().position(|layer| layer.name == *name);
-    let layer = layer.ok_or_else(|| format!("layer {name} is not described"))?;
+    let layer = layer.ok_or_else(|| format!("the lowering does not know the attention of layer {name}"))?;
     let mut operands = vec![importer.value(&query)?];
     // A layer that shares another's cache may be given no keys and values.
     for item in [&key, &value] {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A graph to its plan: pieces rewritten once for all identical layers, then flattened.
 
-use super::partition::{Piece, Place, piece, places};
+use super::partition::{Piece, Place, outputs, piece, places};
 use super::{Binding, Fold, GraphPlan, Instruction, Region, Register, Slot, Step};
 use crate::error::{Error, Result};
 use crate::import::ImportedGraph;
@@ -78,20 +78,21 @@ pub fn build(imported: &ImportedGraph) -> Result<(GraphPlan, PlanReport)> {
             planner.slots.insert(Value { node: id, output: 0 }, index);
         }
     }
-    let levels = planner.places.iter().map(|place| match place {
-        Place::Piece(level) | Place::Effect(level) => level + 1,
-        _ => 0,
-    });
-    for level in 0..levels.max().unwrap_or(0) {
-        if let Some(piece) = piece(graph, &planner.places, level) {
-            planner.call(piece)?;
+    let mut outputs = outputs(graph, &planner.places);
+    let mut effects: Vec<Vec<NodeId>> = Vec::new();
+    for id in &graph.effects {
+        if let Place::Effect(level) = planner.places[id.index()] {
+            effects.resize_with(effects.len().max(level as usize + 1), Vec::new);
+            effects[level as usize].push(*id);
         }
-        let effects: Vec<NodeId> = graph
-            .effects
-            .iter()
-            .copied()
-            .filter(|id| planner.places[id.index()] == Place::Effect(level))
-            .collect();
+    }
+    let levels = outputs.len().max(effects.len());
+    outputs.resize_with(levels, Vec::new);
+    effects.resize_with(levels, Vec::new);
+    for (level, (outputs, effects)) in outputs.into_iter().zip(effects).enumerate() {
+        if !outputs.is_empty() {
+            planner.call(piece(graph, &planner.places, level as u32, outputs))?;
+        }
         for effect in effects {
             planner.effect(effect)?;
         }

@@ -169,6 +169,18 @@ impl Plan {
         Ok(hex::encode(Sha256::digest(self.to_bytes()?)))
     }
 
+    /// Paths of the tensors that the checkpoint or the model's construction provides, each once.
+    pub fn checkpoint_parameters(&self) -> Vec<String> {
+        let folded = |graph: &GraphPlan| graph.folds.iter().map(|fold| fold.outputs.len()).sum::<usize>();
+        let of_graphs = self.graphs.iter().flat_map(|graph| {
+            let given = graph.parameters.len().saturating_sub(folded(graph));
+            graph.parameters[..given].iter().map(|binding| binding.name.clone())
+        });
+        let sinks = self.layers.iter().filter_map(|layer| layer.sinks.clone());
+        let paths: std::collections::BTreeSet<String> = of_graphs.chain(sinks).collect();
+        paths.into_iter().collect()
+    }
+
     /// The plan of the graph of that name.
     pub fn graph(&self, name: &str) -> Option<&GraphPlan> {
         self.graphs.iter().find(|graph| graph.name == name)

@@ -7,7 +7,7 @@
 //! them, so that pieces exchange values in the form that computed them and rules see the reshape.
 
 use crate::ir::{Graph, NodeId, Op, Value};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Where a node is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,31 +75,41 @@ fn has_symbol(op: &Op) -> bool {
     }
 }
 
-/// The piece of a level; `None` where the level computes nothing.
-pub fn piece(graph: &Graph, places: &[Place], level: u32) -> Option<Piece> {
-    let mine = |value: Value| places[value.node.index()] == Place::Piece(level);
-    let repeated = |value: Value| {
-        matches!(graph.node(value.node).op, Op::Reshape { .. })
-            && matches!(places[value.node.index()], Place::Piece(of) if of < level)
-    };
-    let mut outputs: Vec<Value> = Vec::new();
-    let mut emit = |value: Value| {
-        if mine(value) && !outputs.contains(&value) {
-            outputs.push(value);
+/// Values of each level's piece that something outside the piece reads, in the readers' order.
+pub fn outputs(graph: &Graph, places: &[Place]) -> Vec<Vec<Value>> {
+    let mut outputs: Vec<Vec<Value>> = Vec::new();
+    let mut known: HashSet<Value> = HashSet::new();
+    let mut emit = |value: Value, reader: Place| {
+        let Place::Piece(level) = places[value.node.index()] else { return };
+        if reader != Place::Piece(level) && known.insert(value) {
+            let level = level as usize;
+            outputs.resize_with(outputs.len().max(level + 1), Vec::new);
+            outputs[level].push(value);
         }
     };
-    for id in graph.topological().filter(|id| places[id.index()] != Place::Piece(level)) {
+    for id in graph.topological() {
+        let reader = places[id.index()];
         for operand in graph.operands(id) {
-            match places[id.index()] {
-                Place::Piece(_) => emit(through_reshapes(graph, operand)),
-                _ => emit(operand),
+            match reader {
+                Place::Piece(level) if places[operand.node.index()] != Place::Piece(level) => {
+                    emit(through_reshapes(graph, operand), reader);
+                }
+                Place::Piece(_) => {}
+                _ => emit(operand, reader),
             }
         }
     }
-    graph.outputs.iter().copied().for_each(&mut emit);
-    if outputs.is_empty() {
-        return None;
-    }
+    graph.outputs.iter().for_each(|output| emit(*output, Place::Input));
+    outputs
+}
+
+/// The piece of a level that yields these values.
+pub fn piece(graph: &Graph, places: &[Place], level: u32, outputs: Vec<Value>) -> Piece {
+    let inside = |value: Value| match places[value.node.index()] {
+        Place::Piece(of) if of == level => true,
+        Place::Piece(of) => of < level && matches!(graph.node(value.node).op, Op::Reshape { .. }),
+        _ => false,
+    };
     let mut piece = Piece { graph: Graph::default(), inputs: vec![], parameters: vec![], outputs };
     let mut copied: HashMap<Value, Value> = HashMap::new();
     for root in piece.outputs.clone() {
@@ -109,12 +119,11 @@ pub fn piece(graph: &Graph, places: &[Place], level: u32) -> Option<Piece> {
                 stack.pop();
                 continue;
             }
-            let inside = mine(value) || repeated(value);
+            let inside = inside(value);
             let operands = if inside { graph.operands(value.node) } else { Vec::new() };
-            let missing: Vec<Value> =
-                operands.iter().rev().copied().filter(|operand| !copied.contains_key(operand)).collect();
-            if !missing.is_empty() {
-                stack.extend(missing);
+            let before = stack.len();
+            stack.extend(operands.iter().rev().filter(|operand| !copied.contains_key(operand)));
+            if stack.len() > before {
                 continue;
             }
             stack.pop();
@@ -123,7 +132,7 @@ pub fn piece(graph: &Graph, places: &[Place], level: u32) -> Option<Piece> {
         }
     }
     piece.graph.outputs = piece.outputs.iter().map(|output| copied[output]).collect();
-    Some(piece)
+    piece
 }
 
 /// What a chain of reshapes reshapes.

@@ -171,11 +171,12 @@ class Trace(TorchDispatchMode):
         return value
 
     def _track(self, value: torch.Tensor, node: Node) -> TensorType:
-        known = self._nodes.get(id(value))
-        kind = known.type if known is not None else self._type_of(value)
+        if id(value) in self._nodes:
+            # An in-place operator gave its argument back, and may have changed its shape.
+            value._capture_type = None  # type: ignore[attr-defined]
         self._nodes[id(value)] = node
         self._keep_alive.append(value)
-        return kind  # type: ignore[return-value]
+        return self._type_of(value)
 
     def _name(self, stem: str) -> str:
         number = self._counts[stem] = self._counts.get(stem, -1) + 1

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `AttentionMetadata`: which tokens of a step belong to which request.
+
+use super::dlpack;
+use crate::runtime::Metadata;
+use crate::runtime::error::Error;
+use pyo3::prelude::*;
+use std::sync::Arc;
+
+/// Which tokens of a step belong to which request, for one KV-cache group.
+///
+/// block_table `[num_reqs, max_blocks]`, slot_mapping `[num_tokens]` (-1 is nowhere),
+/// query_start_loc `[num_reqs + 1]` and seq_lens `[num_reqs]` are int32 or int64 CPU tensors and are
+/// copied. They are checked when a step runs.
+#[pyclass(frozen, module = "vllm_metal._core")]
+pub struct AttentionMetadata {
+    pub metadata: Arc<Metadata>,
+}
+
+#[pymethods]
+impl AttentionMetadata {
+    #[new]
+    #[pyo3(signature = (block_table, slot_mapping, query_start_loc, seq_lens, num_actual_tokens, causal = true))]
+    fn new(
+        block_table: &Bound<'_, PyAny>,
+        slot_mapping: &Bound<'_, PyAny>,
+        query_start_loc: &Bound<'_, PyAny>,
+        seq_lens: &Bound<'_, PyAny>,
+        num_actual_tokens: usize,
+        causal: bool,
+    ) -> PyResult<Self> {
+        let blocks = dlpack::host(block_table)?;
+        let max_blocks = match blocks.shape.as_slice() {
+            [_, columns] => *columns as usize,
+            shape => {
+                let reason = format!("of shape {shape:?}, and two axes expected");
+                return Err(Error::Metadata { field: "block_table", reason }.into());
+            }
+        };
+        let metadata = Metadata {
+            block_table: blocks.integers_32()?,
+            max_blocks,
+            slot_mapping: dlpack::integers(slot_mapping)?,
+            query_start_loc: dlpack::host(query_start_loc)?.integers_32()?,
+            seq_lens: dlpack::host(seq_lens)?.integers_32()?,
+            num_actual_tokens,
+            causal,
+        };
+        Ok(AttentionMetadata { metadata: Arc::new(metadata) })
+    }
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `Model`: a plan with its weights, ready to run.
+
+use super::dlpack;
+use super::metadata::AttentionMetadata;
+use super::tensor::LazyTensor;
+use crate::runtime::error::Error;
+use crate::runtime::tensor::Tensor;
+use crate::runtime::{Argument, CacheSpec, LayerMetadata, LoadedModel, Pages};
+use lowering::ir::DType;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A plan with its weights, ready to run.
+#[pyclass(frozen, module = "vllm_metal._core")]
+pub struct Model {
+    pub model: LoadedModel,
+}
+
+#[pymethods]
+impl Model {
+    /// Bytes of the weights by what happened to them: `borrowed` and `mapped` ones are used where
+    /// they lie, `copied` ones had gaps, `folded` ones were computed.
+    #[getter]
+    fn load_report(&self) -> BTreeMap<&'static str, usize> {
+        let report = self.model.report;
+        BTreeMap::from([
+            ("parameters", report.parameters),
+            ("borrowed_bytes", report.borrowed_bytes),
+            ("mapped_bytes", report.mapped_bytes),
+            ("copied_bytes", report.copied_bytes),
+            ("folded_bytes", report.folded_bytes),
+        ])
+    }
+
+    /// Allocates the KV caches and returns their bytes: `{layer: (num_blocks, block_size, dtype)}`.
+    /// Layers listed together in `shared` use one cache, with blocks of their own in it.
+    ///
+    /// Raises ValueError for unknown layers, MemoryError where they do not fit below MLX's limit.
+    #[pyo3(signature = (layers, shared = Vec::new()))]
+    fn allocate_kv_cache(
+        &self,
+        py: Python<'_>,
+        layers: BTreeMap<String, (usize, usize, String)>,
+        shared: Vec<Vec<String>>,
+    ) -> PyResult<usize> {
+        let specs = cache_specs(layers, shared)?;
+        Ok(py.detach(|| self.model.allocate_kv_cache(specs))?)
+    }
+
+    /// Runs the graph `backbone`, lazily: a LazyTensor, or a tuple of them where it has several
+    /// results. `attention` maps layer names to their AttentionMetadata.
+    ///
+    /// Raises ValueError, before anything runs, where an input does not fit or an id, slot or block
+    /// is out of range.
+    #[pyo3(signature = (inputs, attention = None))]
+    fn step<'py>(
+        &self,
+        py: Python<'py>,
+        inputs: &Bound<'py, PyDict>,
+        attention: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.run(py, "backbone", inputs, attention)
+    }
+
+    /// Runs the graph of that name; see `step`.
+    #[pyo3(signature = (graph, inputs, attention = None))]
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        graph: &str,
+        inputs: &Bound<'py, PyDict>,
+        attention: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let attention = attention.map(groups).transpose()?.unwrap_or_default();
+        let mut lazy: Vec<(String, Bound<'py, LazyTensor>)> = Vec::new();
+        let mut arguments = Vec::with_capacity(inputs.len());
+        for (name, value) in inputs {
+            let name: String = name.extract()?;
+            match value.cast_into::<LazyTensor>() {
+                Ok(tensor) => lazy.push((name, tensor)),
+                Err(other) => {
+                    arguments.push((name, Argument::Host(dlpack::host(&other.into_inner())?)));
+                }
+            }
+        }
+        for (name, tensor) in &lazy {
+            arguments.push((name.clone(), Argument::Tensor(&tensor.get().tensor)));
+        }
+        let outputs = py.detach(|| self.model.run(graph, arguments, attention))?;
+        results(py, outputs)
+    }
+
+    /// Runs the graph `logits` on rows of a step's result, or on all, still lazily.
+    ///
+    /// Raises ValueError for a row out of range.
+    #[pyo3(signature = (hidden, rows = None))]
+    fn logits<'py>(
+        &self,
+        py: Python<'py>,
+        hidden: &Bound<'py, LazyTensor>,
+        rows: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let rows = rows.map(dlpack::integers).transpose()?;
+        let hidden = &hidden.get().tensor;
+        let outputs = py.detach(|| self.model.logits(hidden, rows))?;
+        results(py, outputs)
+    }
+}
+
+fn results(py: Python<'_>, outputs: Vec<Tensor>) -> PyResult<Bound<'_, PyAny>> {
+    let mut tensors = outputs
+        .into_iter()
+        .map(|tensor| Bound::new(py, LazyTensor { tensor }))
+        .collect::<PyResult<Vec<_>>>()?;
+    match tensors.len() {
+        1 => Ok(tensors.remove(0).into_any()),
+        _ => Ok(PyTuple::new(py, tensors)?.into_any()),
+    }
+}
+
+/// Layers by the metadata object that they share.
+fn groups(attention: &Bound<'_, PyDict>) -> PyResult<Vec<LayerMetadata>> {
+    let mut groups: Vec<(*const crate::runtime::Metadata, LayerMetadata)> = Vec::new();
+    for (name, value) in attention {
+        let name: String = name.extract()?;
+        let metadata = value.cast::<AttentionMetadata>()?.get().metadata.clone();
+        let identity = Arc::as_ptr(&metadata);
+        match groups.iter_mut().find(|(other, _)| *other == identity) {
+            Some((_, (names, _))) => names.push(name),
+            None => groups.push((identity, (vec![name], metadata))),
+        }
+    }
+    Ok(groups.into_iter().map(|(_, group)| group).collect())
+}
+
+fn cache_specs(
+    mut layers: BTreeMap<String, (usize, usize, String)>,
+    shared: Vec<Vec<String>>,
+) -> PyResult<Vec<CacheSpec>> {
+    let wrong = |reason: String| PyErr::from(Error::KvCache(reason));
+    let spec = |layers: Vec<String>, (num_blocks, block_size, dtype): (usize, usize, String)| {
+        let dtype = DType::from_name(&dtype).ok_or_else(|| wrong(format!("dtype {dtype:?}")))?;
+        Ok::<_, PyErr>(CacheSpec { layers, pages: Pages { num_blocks, block_size }, dtype })
+    };
+    let mut specs = Vec::new();
+    for names in shared {
+        let mut given = names.iter().map(|name| {
+            layers.remove(name).ok_or_else(|| wrong(format!("shared layer {name:?} is not given")))
+        });
+        let first = given.next().ok_or_else(|| wrong("a cache of no layer".to_owned()))??;
+        for other in given {
+            if other? != first {
+                return Err(wrong(format!("layers {names:?} share one cache and differ in size")));
+            }
+        }
+        specs.push(spec(names, first)?);
+    }
+    for (name, size) in layers {
+        specs.push(spec(vec![name], size)?);
+    }
+    Ok(specs)
+}

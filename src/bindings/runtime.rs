@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `Runtime`: MLX on a device.
+
+use super::dlpack;
+use super::file_tensor::FileTensor;
+use super::island::PythonIslands;
+use super::model::Model;
+use super::plan::Plan;
+use crate::runtime::error::Error;
+use crate::runtime::island::IslandRunner;
+use crate::runtime::memory::Limits;
+use crate::runtime::weights::{Source, required};
+use crate::runtime::{self, Device};
+use pyo3::exceptions::{PyKeyError, PyValueError};
+use pyo3::prelude::*;
+use std::collections::{BTreeMap, HashMap};
+
+/// MLX on a device, with a thread of its own that owns everything made here.
+///
+/// `device` is "cpu" or "gpu"; limits are in bytes, and None keeps MLX's own. Raises RuntimeError
+/// where the device does not exist.
+#[pyclass(frozen, module = "vllm_metal._core")]
+pub struct Runtime {
+    runtime: runtime::Runtime,
+}
+
+#[pymethods]
+impl Runtime {
+    #[new]
+    #[pyo3(signature = (device, memory_limit = None, cache_limit = None, wired_limit = None))]
+    fn new(
+        py: Python<'_>,
+        device: &str,
+        memory_limit: Option<usize>,
+        cache_limit: Option<usize>,
+        wired_limit: Option<usize>,
+    ) -> PyResult<Self> {
+        let device = match device {
+            "cpu" => Device::Cpu,
+            "gpu" => Device::Gpu,
+            other => return Err(PyValueError::new_err(format!("device {other:?} is neither \"cpu\" nor \"gpu\""))),
+        };
+        let limits = Limits { memory: memory_limit, cache: cache_limit, wired: wired_limit };
+        let runtime = py.detach(|| runtime::Runtime::new(device, limits))?;
+        Ok(Runtime { runtime })
+    }
+
+    /// MLX's memory in bytes: `active`, `peak`, `cache`, and the `limit`.
+    fn memory(&self) -> PyResult<BTreeMap<&'static str, usize>> {
+        let usage = self.runtime.memory()?;
+        Ok(BTreeMap::from([
+            ("active", usage.active),
+            ("peak", usage.peak),
+            ("cache", usage.cache),
+            ("limit", usage.limit),
+        ]))
+    }
+
+    /// Starts the peak counter anew.
+    fn reset_peak(&self) -> PyResult<()> {
+        Ok(self.runtime.reset_peak()?)
+    }
+
+    /// Frees all models and tensors and ends the thread. Memory that PyTorch shares stays valid.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.runtime.close());
+    }
+
+    /// Loads a plan. `parameters` maps each path of `plan.parameters` to a CPU tensor, whose memory
+    /// is used as it is, or to a FileTensor. `islands(target, arguments_json, operands)` runs the nodes
+    /// that were not lowered: operands are DLPack capsules, results are tensors.
+    ///
+    /// Raises ValueError for a parameter that is missing or not as the plan says.
+    #[pyo3(signature = (plan, parameters, islands = None))]
+    fn load(
+        &self,
+        py: Python<'_>,
+        plan: &Plan,
+        parameters: &Bound<'_, PyAny>,
+        islands: Option<Py<PyAny>>,
+    ) -> PyResult<Model> {
+        let mut sources = HashMap::new();
+        for path in required(&plan.plan) {
+            let source = source(parameters, &path)?;
+            sources.insert(path, source);
+        }
+        let islands =
+            islands.map(|callable| Box::new(PythonIslands(callable)) as Box<dyn IslandRunner>);
+        let plan = plan.plan.clone();
+        let model = py.detach(|| self.runtime.load(plan, sources, islands))?;
+        Ok(Model { model })
+    }
+}
+
+fn source(parameters: &Bound<'_, PyAny>, path: &str) -> PyResult<Source> {
+    let wrong = |reason: String| {
+        PyErr::from(Error::Parameter { path: path.to_owned(), origin: String::new(), reason })
+    };
+    let value = parameters.get_item(path).map_err(|error| {
+        if error.is_instance_of::<PyKeyError>(parameters.py()) {
+            wrong("it is missing from the checkpoint".to_owned())
+        } else {
+            error
+        }
+    })?;
+    match value.cast_into::<FileTensor>() {
+        Ok(file) => Ok(Source::File(file.get().tensor.clone())),
+        Err(other) => {
+            let imported = dlpack::import(&other.into_inner());
+            Ok(Source::Tensor(imported.map_err(|error| wrong(error.to_string()))?))
+        }
+    }
+}
