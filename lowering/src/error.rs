@@ -15,14 +15,20 @@ pub enum Error {
     #[error(
         "{target} cannot be lowered: {reason}\n  at {location}\n  VLLM_METAL_FALLBACK=torch runs it in PyTorch."
     )]
-    Unsupported { target: String, reason: String, location: Source },
+    Unsupported {
+        target: String,
+        reason: String,
+        location: Source,
+    },
 
     /// A node that no fallback can run.
     #[error("{reason}\n  at {location}")]
     Node { reason: String, location: Source },
 
     /// The verifier found an ill-typed graph: a defect of the lowering, not of the model.
-    #[error("internal error after {stage}: {reason}; please report it with the output of `python -m vllm_metal.lower MODEL --stage captured --format json`")]
+    #[error(
+        "internal error after {stage}: {reason}; please report it with the output of `python -m vllm_metal.lower MODEL --stage captured --format json`"
+    )]
     Verifier { stage: &'static str, reason: String },
 }
 

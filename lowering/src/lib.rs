@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Lowers FX graphs of PyTorch models to plans for MLX. Knows neither MLX nor Python.
 
+pub mod dump;
 pub mod error;
 pub mod import;
 pub mod ir;

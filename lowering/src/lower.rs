@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The whole way: FX document to plan and report.
 
+use crate::dump::{self, Format, Listing, Stage};
 use crate::error::Result;
-use crate::import::{Document, import};
-use crate::plan::{self, PLAN_FORMAT, PLAN_VERSION, Plan, PlanReport, Step, dump_graph, dump_plan};
+use crate::import::{Document, Program, import};
+use crate::plan::{self, PLAN_FORMAT, PLAN_VERSION, Plan, PlanReport, Step};
 use crate::report::{Regions, Report, Stages, Timings, census, fallbacks};
-use std::fmt::Write;
 use std::time::Instant;
 
 /// What a caller may choose.
@@ -19,10 +19,31 @@ pub struct Options {
 pub struct Lowered {
     pub plan: Plan,
     pub report: Report,
-    /// The imported graphs as text, by graph name.
-    pub imported: String,
-    /// The plan as text.
-    pub planned: String,
+    document: Document,
+    program: Program,
+    reports: Vec<PlanReport>,
+}
+
+impl Lowered {
+    /// A stage as text, JSON or DOT.
+    pub fn dump(&self, stage: Stage, format: Format) -> Result<String> {
+        let planned = || self.plan.graphs.iter().zip(&self.reports);
+        let regions = || planned().flat_map(|(graph, report)| dump::regions(graph, report));
+        let listings: Vec<Listing> = match stage {
+            Stage::Captured => dump::captured(&self.document),
+            Stage::Imported => self
+                .program
+                .graphs
+                .iter()
+                .map(|graph| dump::imported(&graph.name, &graph.graph))
+                .collect(),
+            Stage::Fused => regions().collect(),
+            Stage::Plan => regions()
+                .chain(self.plan.graphs.iter().map(dump::steps))
+                .collect(),
+        };
+        dump::write(&listings, format)
+    }
 }
 
 fn milliseconds(since: Instant) -> f64 {
@@ -61,22 +82,28 @@ pub fn lower(document: &[u8], options: &Options) -> Result<Lowered> {
     let plan_sha256 = plan.sha256()?;
     let plan_time = milliseconds(start);
 
-    let (mut imported, mut planned) = (String::new(), String::new());
-    for ((graph, graph_plan), report) in program.graphs.iter().zip(&plan.graphs).zip(&reports) {
-        let _ = writeln!(imported, "graph {}\n{}", graph.name, dump_graph(&graph.graph));
-        let _ = writeln!(planned, "graph {}\n{}", graph.name, dump_plan(graph_plan, report));
-    }
     let (fused, lowered, instructions) = census(&plan, &reports);
     let effects = |graph: &plan::GraphPlan| {
-        graph.steps.iter().filter(|step| matches!(step, Step::Effect { .. })).count()
+        graph
+            .steps
+            .iter()
+            .filter(|step| matches!(step, Step::Effect { .. }))
+            .count()
     };
     let report = Report {
         architecture: program.architecture.clone(),
         dtype: program.dtype.clone(),
         nodes: Stages {
-            captured: program.graphs.iter().map(|graph| graph.captured_nodes).sum(),
+            captured: program
+                .graphs
+                .iter()
+                .map(|graph| graph.captured_nodes)
+                .sum(),
             imported: program.graphs.iter().map(|graph| graph.graph.len()).sum(),
-            fused: reports.iter().map(|report| report.nodes_after).sum::<usize>()
+            fused: reports
+                .iter()
+                .map(|report| report.nodes_after)
+                .sum::<usize>()
                 + plan.graphs.iter().map(effects).sum::<usize>(),
             plan: instructions,
         },
@@ -84,7 +111,10 @@ pub fn lower(document: &[u8], options: &Options) -> Result<Lowered> {
         lowered,
         fallback: fallbacks(&program),
         regions: Regions {
-            total: reports.iter().map(|report| report.calls.iter().sum::<usize>()).sum(),
+            total: reports
+                .iter()
+                .map(|report| report.calls.iter().sum::<usize>())
+                .sum(),
             unique: plan.graphs.iter().map(|graph| graph.regions.len()).sum(),
         },
         rules: reports.iter().fold(Default::default(), |mut all, report| {
@@ -94,7 +124,18 @@ pub fn lower(document: &[u8], options: &Options) -> Result<Lowered> {
             all
         }),
         plan_sha256,
-        timings_ms: Timings { parse, import: import_time, rewrite, plan: plan_time },
+        timings_ms: Timings {
+            parse,
+            import: import_time,
+            rewrite,
+            plan: plan_time,
+        },
     };
-    Ok(Lowered { plan, report, imported, planned })
+    Ok(Lowered {
+        plan,
+        report,
+        document,
+        program,
+        reports,
+    })
 }

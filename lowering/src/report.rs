@@ -30,8 +30,10 @@ pub struct Report {
 impl Report {
     /// The report as JSON.
     pub fn to_json(&self) -> Result<String> {
-        serde_json::to_string(self)
-            .map_err(|error| Error::Malformed { what: "report", reason: error.to_string() })
+        serde_json::to_string(self).map_err(|error| Error::Malformed {
+            what: "report",
+            reason: error.to_string(),
+        })
     }
 }
 
@@ -76,7 +78,12 @@ pub struct FallbackReport {
 pub fn fallbacks(program: &Program) -> Vec<FallbackReport> {
     let mut merged: BTreeMap<(String, String), FallbackReport> = BTreeMap::new();
     let all = program.graphs.iter().flat_map(|graph| &graph.fallbacks);
-    for Fallback { target, reason, location } in all {
+    for Fallback {
+        target,
+        reason,
+        location,
+    } in all
+    {
         merged
             .entry((target.clone(), reason.clone()))
             .or_insert_with(|| FallbackReport {
@@ -103,7 +110,10 @@ fn fused_name(op: &Op) -> Option<&'static str> {
 }
 
 /// Fused and other operators of a plan, over all calls, and how many there are.
-pub fn census(plan: &Plan, reports: &[PlanReport]) -> (BTreeMap<String, usize>, BTreeMap<String, usize>, usize) {
+pub fn census(
+    plan: &Plan,
+    reports: &[PlanReport],
+) -> (BTreeMap<String, usize>, BTreeMap<String, usize>, usize) {
     let (mut fused, mut lowered, mut total) = (BTreeMap::new(), BTreeMap::new(), 0);
     let mut count = |op: &Op, times: usize| {
         total += times;
@@ -114,7 +124,10 @@ pub fn census(plan: &Plan, reports: &[PlanReport]) -> (BTreeMap<String, usize>, 
     };
     for (graph, report) in plan.graphs.iter().zip(reports) {
         for (region, calls) in graph.regions.iter().zip(&report.calls) {
-            region.instructions.iter().for_each(|instruction| count(&instruction.op, *calls));
+            region
+                .instructions
+                .iter()
+                .for_each(|instruction| count(&instruction.op, *calls));
         }
         for step in &graph.steps {
             if let Step::Effect { op, .. } = step {

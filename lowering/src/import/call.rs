@@ -23,8 +23,14 @@ pub enum Item {
 }
 
 /// Keywords that say where or how PyTorch would lay memory out.
-const IGNORED_KEYWORDS: [&str; 6] =
-    ["device", "layout", "pin_memory", "memory_format", "non_blocking", "requires_grad"];
+const IGNORED_KEYWORDS: [&str; 6] = [
+    "device",
+    "layout",
+    "pin_memory",
+    "memory_format",
+    "non_blocking",
+    "requires_grad",
+];
 
 /// One call of an FX graph.
 pub struct Call<'a> {
@@ -43,7 +49,10 @@ impl Call<'_> {
     /// that the schema does not name is an error.
     pub fn bind<const N: usize>(&self, names: [&str; N]) -> Result<[Item; N], String> {
         if self.args.len() > N {
-            return Err(format!("it has {} arguments and the lowering knows {N}", self.args.len()));
+            return Err(format!(
+                "it has {} arguments and the lowering knows {N}",
+                self.args.len()
+            ));
         }
         let mut bound = [const { Item::None }; N];
         for (slot, item) in bound.iter_mut().zip(&self.args) {
@@ -54,7 +63,9 @@ impl Call<'_> {
                 Some(position) => bound[position] = item.clone(),
                 None if IGNORED_KEYWORDS.contains(name) => {}
                 None => {
-                    return Err(format!("it has an argument that the lowering does not know: {name}"));
+                    return Err(format!(
+                        "it has an argument that the lowering does not know: {name}"
+                    ));
                 }
             }
         }
@@ -87,12 +98,18 @@ impl Item {
 
     /// A whole number known now.
     pub fn int(&self) -> Result<i64, String> {
-        self.dim()?.fixed().ok_or_else(|| format!("{self:?} where a fixed number is expected"))
+        self.dim()?
+            .fixed()
+            .ok_or_else(|| format!("{self:?} where a fixed number is expected"))
     }
 
     /// A whole number, or the default when absent.
     pub fn int_or(&self, default: i64) -> Result<i64, String> {
-        if self.is_none() { Ok(default) } else { self.int() }
+        if self.is_none() {
+            Ok(default)
+        } else {
+            self.int()
+        }
     }
 
     /// A flag, or the default when absent.
@@ -115,7 +132,11 @@ impl Item {
 
     /// A number, or the default when absent.
     pub fn float_or(&self, default: f64) -> Result<f64, String> {
-        if self.is_none() { Ok(default) } else { self.float() }
+        if self.is_none() {
+            Ok(default)
+        } else {
+            self.float()
+        }
     }
 
     /// A constant.
@@ -155,9 +176,11 @@ impl Item {
         if items.is_empty() {
             return Ok((0..rank).collect());
         }
-        items.iter().map(|item| normalise_axis(item.int()?, rank)).collect()
+        items
+            .iter()
+            .map(|item| normalise_axis(item.int()?, rank))
+            .collect()
     }
-
 }
 
 /// An axis from PyTorch's convention; rank 0 has one axis there.

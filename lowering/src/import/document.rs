@@ -31,7 +31,9 @@ pub struct Document {
 pub enum Layer {
     Attention(Box<AttentionFields>),
     /// A kind that the lowering does not know; its operators run in PyTorch.
-    Other { kind: String },
+    Other {
+        kind: String,
+    },
 }
 
 /// The marker of an attention layer.
@@ -142,6 +144,15 @@ pub enum FxDim {
     Expression(String),
 }
 
+impl std::fmt::Display for FxDim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            FxDim::Number(value) => write!(f, "{value}"),
+            FxDim::Expression(text) => f.write_str(text),
+        }
+    }
+}
+
 /// What a node yields.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
@@ -196,7 +207,9 @@ impl<'de> Deserialize<'de> for Arg {
                 Ok(Arg::Int(value))
             }
             fn visit_u64<E: de::Error>(self, value: u64) -> Result<Arg, E> {
-                i64::try_from(value).map(Arg::Int).map_err(|_| E::custom("an integer beyond 64 bits"))
+                i64::try_from(value)
+                    .map(Arg::Int)
+                    .map_err(|_| E::custom("an integer beyond 64 bits"))
             }
             fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Arg, A::Error> {
                 let mut items = Vec::new();
@@ -221,11 +234,17 @@ impl<'de> Deserialize<'de> for Arg {
                     "layer" => Arg::Layer(text),
                     "expr" => Arg::Expression(text),
                     "other" => Arg::Other(text),
-                    _ => return Err(de::Error::custom(format!("an argument of unknown kind {key:?}"))),
+                    _ => {
+                        return Err(de::Error::custom(format!(
+                            "an argument of unknown kind {key:?}"
+                        )));
+                    }
                 };
                 match map.next_key::<String>()? {
                     None => Ok(arg),
-                    Some(key) => Err(de::Error::custom(format!("a second key {key:?} in an argument"))),
+                    Some(key) => Err(de::Error::custom(format!(
+                        "a second key {key:?} in an argument"
+                    ))),
                 }
             }
         }
@@ -236,7 +255,10 @@ impl<'de> Deserialize<'de> for Arg {
 impl Document {
     /// Parses and checks format and version.
     pub fn parse(bytes: &[u8]) -> Result<Document> {
-        let malformed = |reason: String| Error::Malformed { what: "FX document", reason };
+        let malformed = |reason: String| Error::Malformed {
+            what: "FX document",
+            reason,
+        };
         let document: Document =
             serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
         if document.format != FORMAT || document.version != VERSION {

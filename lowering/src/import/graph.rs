@@ -44,7 +44,11 @@ pub struct Importer<'a> {
 }
 
 /// Imports one graph.
-pub fn import_graph(fx: &FxGraph, layers: &[AttentionLayer], options: &Options) -> Result<ImportedGraph> {
+pub fn import_graph(
+    fx: &FxGraph,
+    layers: &[AttentionLayer],
+    options: &Options,
+) -> Result<ImportedGraph> {
     let mut importer = Importer {
         builder: Builder::default(),
         storages: Storages::default(),
@@ -63,29 +67,49 @@ pub fn import_graph(fx: &FxGraph, layers: &[AttentionLayer], options: &Options) 
             module: node.module.clone(),
             line: node.source.clone(),
         });
-        let failed = |reason: String| Error::Node { reason, location: (*location).clone() };
+        let failed = |reason: String| Error::Node {
+            reason,
+            location: (*location).clone(),
+        };
         importer.builder.source = Some(location.clone());
         let item = match node.op {
             NodeOp::Placeholder => {
                 let (op, bindings, name) = match node.role {
                     Some(Role::Input) => (Op::Input(inputs.len() as u32), &mut inputs, &node.name),
                     Some(Role::Parameter | Role::Buffer) => {
-                        let path = node.path.as_ref().ok_or_else(|| failed("a parameter without a path".into()))?;
-                        (Op::Parameter(parameters.len() as u32), &mut parameters, path)
+                        let path = node
+                            .path
+                            .as_ref()
+                            .ok_or_else(|| failed("a parameter without a path".into()))?;
+                        (
+                            Op::Parameter(parameters.len() as u32),
+                            &mut parameters,
+                            path,
+                        )
                     }
                     None => return Err(failed("a placeholder without a role".into())),
                 };
                 match &node.value {
                     Some(FxValue::Tensor { dtype, shape }) => {
                         let value = importer.tensor_type(dtype, shape).map_err(failed)?;
-                        bindings.push(Binding { name: name.clone(), value: value.clone() });
+                        bindings.push(Binding {
+                            name: name.clone(),
+                            value: value.clone(),
+                        });
                         let id = importer.builder.node(op, &[], vec![value]);
-                        Item::Tensor(importer.storages.fresh(Value { node: id, output: 0 }))
+                        Item::Tensor(importer.storages.fresh(Value {
+                            node: id,
+                            output: 0,
+                        }))
                     }
-                    Some(FxValue::Scalar { expr: Some(expr), .. }) => {
-                        Item::Size(importer.dim(expr).map_err(failed)?)
+                    Some(FxValue::Scalar {
+                        expr: Some(expr), ..
+                    }) => Item::Size(importer.dim(expr).map_err(failed)?),
+                    _ => {
+                        return Err(failed(
+                            "a placeholder without a tensor's dtype and shape".into(),
+                        ));
                     }
-                    _ => return Err(failed("a placeholder without a tensor's dtype and shape".into())),
                 }
             }
             NodeOp::Call => {
@@ -134,13 +158,19 @@ pub fn import_graph(fx: &FxGraph, layers: &[AttentionLayer], options: &Options) 
         Op::Parameter(index) => Some((*index, Op::Parameter as fn(u32) -> Op)),
         _ => None,
     });
-    verify(&graph).map_err(|reason| Error::Verifier { stage: "import", reason })?;
+    verify(&graph).map_err(|reason| Error::Verifier {
+        stage: "import",
+        reason,
+    })?;
     Ok(ImportedGraph {
         name: fx.name.clone(),
         symbols: fx
             .symbols
             .iter()
-            .map(|symbol| Symbol { name: symbol.name.clone(), role: symbol.role.clone() })
+            .map(|symbol| Symbol {
+                name: symbol.name.clone(),
+                role: symbol.role.clone(),
+            })
             .collect(),
         inputs,
         parameters,
@@ -159,13 +189,19 @@ fn renumber(
     let mut order: Vec<u32> = Vec::new();
     graph.map_leaves(|op| {
         let (index, make) = leaf(op)?;
-        let position = order.iter().position(|known| *known == index).unwrap_or_else(|| {
-            order.push(index);
-            order.len() - 1
-        });
+        let position = order
+            .iter()
+            .position(|known| *known == index)
+            .unwrap_or_else(|| {
+                order.push(index);
+                order.len() - 1
+            });
         Some(make(position as u32))
     });
-    order.iter().map(|index| bindings[*index as usize].clone()).collect()
+    order
+        .iter()
+        .map(|index| bindings[*index as usize].clone())
+        .collect()
 }
 
 fn flatten(items: &[Item]) -> Vec<Item> {
@@ -184,14 +220,21 @@ fn resolve_call<'a>(
     node: &'a FxNode,
     known: &HashMap<&str, Item>,
 ) -> Result<Call<'a>, String> {
-    let args: Result<Vec<Item>, String> =
-        node.args.iter().map(|arg| resolve(importer, arg, known)).collect();
+    let args: Result<Vec<Item>, String> = node
+        .args
+        .iter()
+        .map(|arg| resolve(importer, arg, known))
+        .collect();
     let kwargs: Result<Vec<(&str, Item)>, String> = node
         .kwargs
         .iter()
         .map(|(name, arg)| Ok((name.as_str(), resolve(importer, arg, known)?)))
         .collect();
-    Ok(Call { node, args: args?, kwargs: kwargs? })
+    Ok(Call {
+        node,
+        args: args?,
+        kwargs: kwargs?,
+    })
 }
 
 fn resolve(importer: &Importer, arg: &Arg, known: &HashMap<&str, Item>) -> Result<Item, String> {
@@ -200,12 +243,15 @@ fn resolve(importer: &Importer, arg: &Arg, known: &HashMap<&str, Item>) -> Resul
         Arg::Bool(flag) => Item::Bool(*flag),
         Arg::Int(value) => Item::Size(Dim::Fixed(*value)),
         Arg::Float(value) => Item::Float(*value),
-        Arg::Node(name) => {
-            known.get(name.as_str()).cloned().ok_or_else(|| format!("{name} is used before it is defined"))?
-        }
+        Arg::Node(name) => known
+            .get(name.as_str())
+            .cloned()
+            .ok_or_else(|| format!("{name} is used before it is defined"))?,
         Arg::List(items) => {
-            let items: Result<Vec<Item>, String> =
-                items.iter().map(|item| resolve(importer, item, known)).collect();
+            let items: Result<Vec<Item>, String> = items
+                .iter()
+                .map(|item| resolve(importer, item, known))
+                .collect();
             Item::Tuple(items?)
         }
         Arg::Str(text) => Item::Str(text.clone()),
@@ -251,7 +297,11 @@ impl Importer<'_> {
 
     /// A view of a tensor argument.
     pub fn view(&mut self, item: &Item, step: Op) -> Result<Item, String> {
-        Ok(Item::Tensor(self.storages.view(&mut self.builder, tensor(item)?, step)?))
+        Ok(Item::Tensor(self.storages.view(
+            &mut self.builder,
+            tensor(item)?,
+            step,
+        )?))
     }
 
     /// Writes a tensor argument and yields it.
@@ -271,7 +321,10 @@ impl Importer<'_> {
     /// A tensor's type from its recorded dtype and shape.
     pub fn tensor_type(&self, dtype: &str, shape: &[FxDim]) -> Result<TensorType, String> {
         let shape: Result<Vec<Dim>, String> = shape.iter().map(|dim| self.dim(dim)).collect();
-        Ok(TensorType { dtype: parse_dtype(dtype)?, shape: shape? })
+        Ok(TensorType {
+            dtype: parse_dtype(dtype)?,
+            shape: shape?,
+        })
     }
 
     /// The call as an operator that PyTorch runs. Arguments are written as in the document, with
@@ -281,8 +334,12 @@ impl Importer<'_> {
             return Err("it writes to its arguments".into());
         }
         let mut operands = Vec::new();
-        let args: Result<Vec<_>, String> =
-            call.node.args.iter().map(|arg| self.island_arg(arg, known, &mut operands)).collect();
+        let args: Result<Vec<_>, String> = call
+            .node
+            .args
+            .iter()
+            .map(|arg| self.island_arg(arg, known, &mut operands))
+            .collect();
         let kwargs: Result<serde_json::Map<_, _>, String> = call
             .node
             .kwargs
@@ -290,10 +347,17 @@ impl Importer<'_> {
             .map(|(name, arg)| Ok((name.clone(), self.island_arg(arg, known, &mut operands)?)))
             .collect();
         let arguments = json!({"args": args?, "kwargs": kwargs?}).to_string();
-        let value = call.node.value.clone().ok_or("its result's type is not recorded")?;
+        let value = call
+            .node
+            .value
+            .clone()
+            .ok_or("its result's type is not recorded")?;
         let mut types = Vec::new();
         self.island_types(&value, &mut types)?;
-        let op = Op::Island { target: call.node.target.clone(), arguments };
+        let op = Op::Island {
+            target: call.node.target.clone(),
+            arguments,
+        };
         let node = self.builder.node(op, &operands, types);
         let mut output = 0;
         self.island_item(&value, node, &mut output)
@@ -317,8 +381,10 @@ impl Importer<'_> {
             Arg::Expression(text) => json!({"size": parse_expression(text, self.symbols)?}),
             Arg::Other(text) => return Err(format!("its argument {text} has no textual form")),
             Arg::List(items) => {
-                let items: Result<Vec<_>, String> =
-                    items.iter().map(|item| self.island_arg(item, known, operands)).collect();
+                let items: Result<Vec<_>, String> = items
+                    .iter()
+                    .map(|item| self.island_arg(item, known, operands))
+                    .collect();
                 json!(items?)
             }
             Arg::Node(name) => match known.get(name.as_str()) {
@@ -344,12 +410,19 @@ impl Importer<'_> {
                     self.island_types(value, types)?;
                 }
             }
-            FxValue::Scalar { scalar, .. } => return Err(format!("it yields a {scalar} that decides shapes")),
+            FxValue::Scalar { scalar, .. } => {
+                return Err(format!("it yields a {scalar} that decides shapes"));
+            }
         }
         Ok(())
     }
 
-    fn island_item(&mut self, value: &FxValue, node: crate::ir::NodeId, output: &mut u32) -> Result<Item, String> {
+    fn island_item(
+        &mut self,
+        value: &FxValue,
+        node: crate::ir::NodeId,
+        output: &mut u32,
+    ) -> Result<Item, String> {
         Ok(match value {
             FxValue::Tuple { tuple } => {
                 let items: Result<Vec<Item>, String> = tuple
@@ -362,7 +435,10 @@ impl Importer<'_> {
                 Item::Tuple(items?)
             }
             _ => {
-                let item = self.fresh(Value { node, output: *output });
+                let item = self.fresh(Value {
+                    node,
+                    output: *output,
+                });
                 *output += 1;
                 item
             }
@@ -381,7 +457,12 @@ fn tensor(item: &Item) -> Result<&Tensor, String> {
 fn parse_expression(text: &str, symbols: &[super::document::FxSymbol]) -> Result<Dim, String> {
     let unknown = || format!("size {text:?} is not affine in one symbol");
     let mut sum = Dim::Fixed(0);
-    for term in text.replace('-', "+-").split('+').map(str::trim).filter(|term| !term.is_empty()) {
+    for term in text
+        .replace('-', "+-")
+        .split('+')
+        .map(str::trim)
+        .filter(|term| !term.is_empty())
+    {
         let mut value = Dim::Fixed(1);
         for factor in term.split('*').map(str::trim) {
             let (sign, factor) = match factor.strip_prefix('-') {

@@ -33,8 +33,13 @@ fn take(importer: &mut Importer, x: Value, place: Value, axis: usize) -> Result<
 }
 
 fn embedding(importer: &mut Importer, call: &Call) -> Result<Item, String> {
-    let [weight, place, _, _, _] =
-        call.bind(["weight", "indices", "padding_idx", "scale_grad_by_freq", "sparse"])?;
+    let [weight, place, _, _, _] = call.bind([
+        "weight",
+        "indices",
+        "padding_idx",
+        "scale_grad_by_freq",
+        "sparse",
+    ])?;
     let (weight, place) = (importer.value(&weight)?, indices(importer, &place)?);
     take(importer, weight, place, 0)
 }
@@ -49,8 +54,12 @@ fn index_select(importer: &mut Importer, call: &Call) -> Result<Item, String> {
 fn index(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, places] = call.bind(["self", "indices"])?;
     let x = importer.value(&x)?;
-    let given: Vec<(usize, &Item)> =
-        places.list()?.iter().enumerate().filter(|(_, item)| !item.is_none()).collect();
+    let given: Vec<(usize, &Item)> = places
+        .list()?
+        .iter()
+        .enumerate()
+        .filter(|(_, item)| !item.is_none())
+        .collect();
     match given.as_slice() {
         [(axis, place)] => {
             let place = indices(importer, place)?;
@@ -64,7 +73,9 @@ fn gather(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, dim, place, _] = call.bind(["self", "dim", "index", "sparse_grad"])?;
     let (x, place) = (importer.value(&x)?, indices(importer, &place)?);
     let axis = dim.axis(importer.builder.shape(x).len(), 0)?;
-    let value = importer.builder.add(Op::TakeAlongAxis { axis }, &[x, place])?;
+    let value = importer
+        .builder
+        .add(Op::TakeAlongAxis { axis }, &[x, place])?;
     Ok(importer.fresh(value))
 }
 
@@ -85,6 +96,8 @@ fn scatter(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     };
     let shape = importer.builder.shape(place).to_vec();
     let updates = importer.builder.broadcast(updates, shape)?;
-    let value = importer.builder.add(Op::PutAlongAxis { axis }, &[x, place, updates])?;
+    let value = importer
+        .builder
+        .add(Op::PutAlongAxis { axis }, &[x, place, updates])?;
     Ok(importer.fresh(value))
 }

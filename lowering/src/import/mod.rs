@@ -14,7 +14,7 @@ mod shape;
 mod storage;
 mod vllm;
 
-pub use document::{Document, FORMAT, VERSION};
+pub use document::{Arg, Document, FORMAT, FxGraph, FxNode, FxValue, NodeOp, VERSION};
 pub use graph::{Fallback, ImportedGraph};
 
 use crate::error::{Error, Result};
@@ -33,8 +33,11 @@ pub struct Program {
 /// Imports every graph of the document.
 pub fn import(document: &Document, options: &Options) -> Result<Program> {
     let layers = layers(document)?;
-    let graphs: Result<Vec<ImportedGraph>> =
-        document.graphs.iter().map(|fx| graph::import_graph(fx, &layers, options)).collect();
+    let graphs: Result<Vec<ImportedGraph>> = document
+        .graphs
+        .iter()
+        .map(|fx| graph::import_graph(fx, &layers, options))
+        .collect();
     Ok(Program {
         architecture: document.architecture.clone(),
         dtype: document.dtype.clone(),
@@ -64,12 +67,17 @@ fn layers(document: &Document) -> Result<Vec<AttentionLayer>> {
             Ok((name, layer))
         })
         .collect();
-    Ok(described?.into_iter().filter_map(|(name, layer)| attention_layer(name, layer)).collect())
+    Ok(described?
+        .into_iter()
+        .filter_map(|(name, layer)| attention_layer(name, layer))
+        .collect())
 }
 
 /// The layer, if it is one that attention operators may name.
 fn attention_layer(name: &str, layer: &document::Layer) -> Option<AttentionLayer> {
-    let document::Layer::Attention(fields) = layer else { return None };
+    let document::Layer::Attention(fields) = layer else {
+        return None;
+    };
     let float = |arg: &document::FloatArg| -> Float { arg.value };
     // No operator of the plan scales by the square root of distance (`use_alibi_sqrt`).
     (!fields.use_alibi_sqrt).then(|| AttentionLayer {
@@ -81,7 +89,10 @@ fn attention_layer(name: &str, layer: &document::Layer) -> Option<AttentionLayer
         scale: fields.scale.value,
         sliding_window: fields.sliding_window,
         logits_soft_cap: fields.logits_soft_cap.as_ref().map(float),
-        alibi_slopes: fields.alibi_slopes.as_ref().map(|slopes| slopes.iter().map(float).collect()),
+        alibi_slopes: fields
+            .alibi_slopes
+            .as_ref()
+            .map(|slopes| slopes.iter().map(float).collect()),
         sinks: fields.sinks.clone(),
         attn_type: fields.attn_type.clone(),
         kv_sharing_target: fields.kv_sharing_target.clone(),

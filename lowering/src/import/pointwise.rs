@@ -111,18 +111,31 @@ fn binary_function(name: &str, overload: &str) -> Option<Binary> {
 }
 
 /// Stores the result in the first argument for an in-place call, else yields it.
-fn finish(importer: &mut Importer, target: &Item, value: Value, in_place: bool) -> Result<Item, String> {
+fn finish(
+    importer: &mut Importer,
+    target: &Item,
+    value: Value,
+    in_place: bool,
+) -> Result<Item, String> {
     if !in_place {
         return Ok(importer.fresh(value));
     }
     let old = importer.value(target)?;
-    let (dtype, shape) = (importer.builder.dtype(old), importer.builder.shape(old).to_vec());
+    let (dtype, shape) = (
+        importer.builder.dtype(old),
+        importer.builder.shape(old).to_vec(),
+    );
     let value = importer.builder.cast(value, dtype)?;
     let value = importer.builder.broadcast(value, shape)?;
     importer.write(target, value)
 }
 
-fn unary(importer: &mut Importer, call: &Call, function: Unary, in_place: bool) -> Result<Item, String> {
+fn unary(
+    importer: &mut Importer,
+    call: &Call,
+    function: Unary,
+    in_place: bool,
+) -> Result<Item, String> {
     let [x] = call.bind(["self"])?;
     let mut value = importer.value(&x)?;
     // Whole numbers become floats first where the function's result is one.
@@ -190,10 +203,22 @@ fn common(a: DType, b: DType) -> DType {
     use DType::*;
     match (a, b) {
         (a, b) if a == b => a,
-        (a, b) if category(a) != category(b) => if category(a) > category(b) { a } else { b },
+        (a, b) if category(a) != category(b) => {
+            if category(a) > category(b) {
+                a
+            } else {
+                b
+            }
+        }
         (Float16, Bfloat16) | (Bfloat16, Float16) => Float32,
         (Uint8, Int8) | (Int8, Uint8) => Int16,
-        (a, b) => if a.size() >= b.size() { a } else { b },
+        (a, b) => {
+            if a.size() >= b.size() {
+                a
+            } else {
+                b
+            }
+        }
     }
 }
 
@@ -215,7 +240,12 @@ fn materialise(importer: &mut Importer, operand: &Operand, dtype: DType) -> Resu
 
 /// `f(a, b)` in PyTorch's arithmetic. A number that a half-precision dtype cannot hold makes the
 /// operation float32, rounded once, as PyTorch computes it.
-fn arithmetic(importer: &mut Importer, function: Binary, operands: [Operand; 2], result: DType) -> Result<Value, String> {
+fn arithmetic(
+    importer: &mut Importer,
+    function: Binary,
+    operands: [Operand; 2],
+    result: DType,
+) -> Result<Value, String> {
     let promoted = promote(importer, &operands)?;
     let mut compute = promoted;
     if function == Binary::Div && !promoted.is_float() {
@@ -234,7 +264,12 @@ fn arithmetic(importer: &mut Importer, function: Binary, operands: [Operand; 2],
     importer.builder.cast(value, result)
 }
 
-fn binary(importer: &mut Importer, call: &Call, function: Binary, in_place: bool) -> Result<Item, String> {
+fn binary(
+    importer: &mut Importer,
+    call: &Call,
+    function: Binary,
+    in_place: bool,
+) -> Result<Item, String> {
     let [x, y, alpha] = call.bind(["self", "other", "alpha"])?;
     let (x, y) = match call.kwargs.iter().find(|(name, _)| *name == "exponent") {
         Some((_, exponent)) => (x, exponent.clone()),
@@ -272,7 +307,12 @@ fn binary_value(
 }
 
 /// Powers that have an operator of their own.
-fn power(importer: &mut Importer, base: Value, exponent: Option<f64>, result: DType) -> Result<Option<Value>, String> {
+fn power(
+    importer: &mut Importer,
+    base: Value,
+    exponent: Option<f64>,
+    result: DType,
+) -> Result<Option<Value>, String> {
     let function = match exponent {
         Some(1.0) => return importer.builder.cast(base, result).map(Some),
         Some(2.0) => Unary::Square,
@@ -315,7 +355,10 @@ fn copy(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let value = importer.value(&source)?;
     if call.target() == "aten.copy.default" {
         let old = importer.value(&target)?;
-        let (dtype, shape) = (importer.builder.dtype(old), importer.builder.shape(old).to_vec());
+        let (dtype, shape) = (
+            importer.builder.dtype(old),
+            importer.builder.shape(old).to_vec(),
+        );
         let value = importer.builder.cast(value, dtype)?;
         let value = importer.builder.broadcast(value, shape)?;
         return Ok(importer.fresh(value));
@@ -341,7 +384,13 @@ fn where_(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     Ok(importer.fresh(value))
 }
 
-fn select(importer: &mut Importer, condition: &Item, x: &Item, y: &Item, dtype: DType) -> Result<Value, String> {
+fn select(
+    importer: &mut Importer,
+    condition: &Item,
+    x: &Item,
+    y: &Item,
+    dtype: DType,
+) -> Result<Value, String> {
     let condition = importer.value(condition)?;
     let condition = importer.builder.cast(condition, DType::Bool)?;
     let x = operand(importer, x)?;
@@ -359,9 +408,15 @@ fn masked_fill(importer: &mut Importer, call: &Call, in_place: bool) -> Result<I
 
 fn clamp(importer: &mut Importer, call: &Call, name: &str) -> Result<Item, String> {
     let (x, low, high) = match name {
-        "clamp_min" => call.bind(["self", "min"]).map(|[x, low]| (x, low, Item::None))?,
-        "clamp_max" => call.bind(["self", "max"]).map(|[x, high]| (x, Item::None, high))?,
-        _ => call.bind(["self", "min", "max"]).map(|[x, low, high]| (x, low, high))?,
+        "clamp_min" => call
+            .bind(["self", "min"])
+            .map(|[x, low]| (x, low, Item::None))?,
+        "clamp_max" => call
+            .bind(["self", "max"])
+            .map(|[x, high]| (x, Item::None, high))?,
+        _ => call
+            .bind(["self", "min", "max"])
+            .map(|[x, low, high]| (x, low, high))?,
     };
     let dtype = call.result_dtype()?;
     let value = importer.value(&x)?;
@@ -379,7 +434,10 @@ fn hardtanh(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, low, high] = call.bind(["self", "min_val", "max_val"])?;
     let dtype = call.result_dtype()?;
     let mut value = importer.value(&x)?;
-    for (bound, function) in [(low.float_or(-1.0)?, Binary::Maximum), (high.float_or(1.0)?, Binary::Minimum)] {
+    for (bound, function) in [
+        (low.float_or(-1.0)?, Binary::Maximum),
+        (high.float_or(1.0)?, Binary::Minimum),
+    ] {
         let bound = Operand::Number(Scalar::Float(Float::new(bound)));
         value = arithmetic(importer, function, [Operand::Tensor(value), bound], dtype)?;
     }
@@ -414,8 +472,15 @@ fn leaky_relu(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let value = importer.value(&x)?;
     let zero = importer.builder.scalar(Scalar::Int(0), dtype);
     let slope = Operand::Number(Scalar::Float(Float::new(slope.float_or(0.01)?)));
-    let scaled = arithmetic(importer, Binary::Mul, [Operand::Tensor(value), slope], dtype)?;
+    let scaled = arithmetic(
+        importer,
+        Binary::Mul,
+        [Operand::Tensor(value), slope],
+        dtype,
+    )?;
     let positive = importer.builder.binary(Binary::Greater, value, zero)?;
-    let value = importer.builder.add(Op::Where, &[positive, value, scaled])?;
+    let value = importer
+        .builder
+        .add(Op::Where, &[positive, value, scaled])?;
     Ok(importer.fresh(value))
 }

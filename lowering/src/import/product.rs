@@ -8,10 +8,12 @@ use crate::ir::{Binary, Dim, Op, Value};
 /// Lowers the call if it is one of this family.
 pub fn lower(importer: &mut Importer, call: &Call) -> Option<Result<Item, String>> {
     Some(match call.target() {
-        "aten.mm.default" | "aten.bmm.default" => {
-            call.bind(["self", "mat2"]).and_then(|[x, y]| finish_matmul(importer, &x, &y))
-        }
-        "aten.matmul.default" => call.bind(["self", "other"]).and_then(|[x, y]| finish_matmul(importer, &x, &y)),
+        "aten.mm.default" | "aten.bmm.default" => call
+            .bind(["self", "mat2"])
+            .and_then(|[x, y]| finish_matmul(importer, &x, &y)),
+        "aten.matmul.default" => call
+            .bind(["self", "other"])
+            .and_then(|[x, y]| finish_matmul(importer, &x, &y)),
         "aten.linear.default" => linear(importer, call),
         "aten.addmm.default" | "aten.baddbmm.default" => addmm(importer, call),
         _ => return None,
@@ -31,8 +33,16 @@ pub fn matmul(importer: &mut Importer, x: Value, y: Value) -> Result<Value, Stri
     if x_rank == 0 || y_rank == 0 {
         return Err("a product of rank 0".into());
     }
-    let a = if x_rank == 1 { builder.expand_dims(x, 0)? } else { x };
-    let b = if y_rank == 1 { builder.expand_dims(y, 1)? } else { y };
+    let a = if x_rank == 1 {
+        builder.expand_dims(x, 0)?
+    } else {
+        x
+    };
+    let b = if y_rank == 1 {
+        builder.expand_dims(y, 1)?
+    } else {
+        y
+    };
     let value = builder.matmul(a, b)?;
     let mut shape = builder.shape(value).to_vec();
     if y_rank == 1 {
@@ -66,7 +76,11 @@ fn addmm(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     if beta.float_or(1.0)? != 1.0 || alpha.float_or(1.0)? != 1.0 {
         return Err(format!("beta={beta:?}, alpha={alpha:?}"));
     }
-    let (bias, x, y) = (importer.value(&bias)?, importer.value(&x)?, importer.value(&y)?);
+    let (bias, x, y) = (
+        importer.value(&bias)?,
+        importer.value(&x)?,
+        importer.value(&y)?,
+    );
     let builder = &mut importer.builder;
     let columns = builder.shape(y).last().copied().unwrap_or(Dim::Fixed(0));
     let value = if builder.shape(bias) == [columns] && builder.shape(y).len() == 2 {

@@ -46,8 +46,14 @@ fn reduce(importer: &mut Importer, call: &Call, function: Reduction) -> Result<I
         _ => cast_in(importer, &x, dtype)?,
     };
     let rank = importer.builder.shape(value).len();
-    let axes = if rank == 0 { Vec::new() } else { dim.axes(rank)? };
-    let result = importer.builder.reduce(function, value, axes, keepdim.bool_or(false)?)?;
+    let axes = if rank == 0 {
+        Vec::new()
+    } else {
+        dim.axes(rank)?
+    };
+    let result = importer
+        .builder
+        .reduce(function, value, axes, keepdim.bool_or(false)?)?;
     let result = importer.builder.cast(result, dtype)?;
     Ok(importer.fresh(result))
 }
@@ -57,24 +63,37 @@ fn arg_reduce(importer: &mut Importer, call: &Call, function: Reduction) -> Resu
     let mut value = importer.value(&x)?;
     let mut rank = importer.builder.shape(value).len();
     if dim.is_none() {
-        let total = importer.builder.num_elements(value).ok_or("a tensor with two symbolic sizes")?;
+        let total = importer
+            .builder
+            .num_elements(value)
+            .ok_or("a tensor with two symbolic sizes")?;
         value = importer.builder.reshape(value, vec![total])?;
         rank = 1;
     }
     let axis = dim.axis(rank, 0)?;
     let keepdims = keepdim.bool_or(false)? && !dim.is_none();
-    let result = importer.builder.reduce(function, value, vec![axis], keepdims)?;
+    let result = importer
+        .builder
+        .reduce(function, value, vec![axis], keepdims)?;
     Ok(importer.fresh(result))
 }
 
-fn reduce_with_indices(importer: &mut Importer, call: &Call, of: Reduction, index: Reduction) -> Result<Item, String> {
+fn reduce_with_indices(
+    importer: &mut Importer,
+    call: &Call,
+    of: Reduction,
+    index: Reduction,
+) -> Result<Item, String> {
     let [x, dim, keepdim] = call.bind(["self", "dim", "keepdim"])?;
     let value = importer.value(&x)?;
     let axes = vec![dim.axis(importer.builder.shape(value).len(), 0)?];
     let keepdims = keepdim.bool_or(false)?;
     let best = importer.builder.reduce(of, value, axes.clone(), keepdims)?;
     let place = importer.builder.reduce(index, value, axes, keepdims)?;
-    Ok(Item::Tuple(vec![importer.fresh(best), importer.fresh(place)]))
+    Ok(Item::Tuple(vec![
+        importer.fresh(best),
+        importer.fresh(place),
+    ]))
 }
 
 fn softmax(importer: &mut Importer, call: &Call) -> Result<Item, String> {
@@ -110,7 +129,10 @@ fn cumsum(importer: &mut Importer, call: &Call) -> Result<Item, String> {
 }
 
 fn pair(importer: &mut Importer, value: Value) -> Item {
-    let indices = Value { node: value.node, output: 1 };
+    let indices = Value {
+        node: value.node,
+        output: 1,
+    };
     Item::Tuple(vec![importer.fresh(value), importer.fresh(indices)])
 }
 
@@ -118,7 +140,10 @@ fn sort(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, dim, descending] = call.bind(["self", "dim", "descending"])?;
     let value = importer.value(&x)?;
     let axis = dim.axis(importer.builder.shape(value).len(), -1)?;
-    let op = Op::Sort { axis, descending: descending.bool_or(false)? };
+    let op = Op::Sort {
+        axis,
+        descending: descending.bool_or(false)?,
+    };
     let result = importer.builder.add(op, &[value])?;
     Ok(pair(importer, result))
 }
@@ -130,12 +155,19 @@ fn topk(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     }
     let value = importer.value(&x)?;
     let axis = dim.axis(importer.builder.shape(value).len(), -1)?;
-    let result = importer.builder.add(Op::Topk { axis, k: k.int()? }, &[value])?;
+    let result = importer
+        .builder
+        .add(Op::Topk { axis, k: k.int()? }, &[value])?;
     Ok(pair(importer, result))
 }
 
 /// Weights of a normalisation over the last axis, or why it is another one.
-fn norm_operands(importer: &mut Importer, x: Value, shape: &Item, weights: [&Item; 2]) -> Result<Vec<Value>, String> {
+fn norm_operands(
+    importer: &mut Importer,
+    x: Value,
+    shape: &Item,
+    weights: [&Item; 2],
+) -> Result<Vec<Value>, String> {
     let dims = shape.dims()?;
     if dims.len() != 1 || importer.builder.shape(x).last() != dims.first() {
         return Err("a normalisation over several axes".into());
@@ -151,8 +183,14 @@ fn norm_operands(importer: &mut Importer, x: Value, shape: &Item, weights: [&Ite
 }
 
 fn layer_norm(importer: &mut Importer, call: &Call) -> Result<Item, String> {
-    let [x, shape, weight, bias, eps, _] =
-        call.bind(["input", "normalized_shape", "weight", "bias", "eps", "cudnn_enable"])?;
+    let [x, shape, weight, bias, eps, _] = call.bind([
+        "input",
+        "normalized_shape",
+        "weight",
+        "bias",
+        "eps",
+        "cudnn_enable",
+    ])?;
     let value = importer.value(&x)?;
     let operands = norm_operands(importer, value, &shape, [&weight, &bias])?;
     let eps = Float::new(eps.float_or(1e-5)?);
@@ -160,7 +198,11 @@ fn layer_norm(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let result = importer.fresh(result);
     // The native form also yields mean and deviation, which only training reads.
     let native = call.target() == "aten.native_layer_norm.default";
-    Ok(if native { Item::Tuple(vec![result, Item::None, Item::None]) } else { result })
+    Ok(if native {
+        Item::Tuple(vec![result, Item::None, Item::None])
+    } else {
+        result
+    })
 }
 
 fn rms_norm(importer: &mut Importer, call: &Call) -> Result<Item, String> {
@@ -176,7 +218,11 @@ fn rms_norm(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let result = importer.builder.add(Op::RmsNorm { eps }, &operands)?;
     let result = importer.fresh(result);
     let fused = call.target() == "aten._fused_rms_norm.default";
-    Ok(if fused { Item::Tuple(vec![result, Item::None]) } else { result })
+    Ok(if fused {
+        Item::Tuple(vec![result, Item::None])
+    } else {
+        result
+    })
 }
 
 fn variance(importer: &mut Importer, call: &Call) -> Result<Item, String> {
@@ -186,7 +232,9 @@ fn variance(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let builder = &mut importer.builder;
     let shape = builder.shape(value).to_vec();
     let axes = dim.axes(shape.len())?;
-    let count: Option<i64> = axes.iter().try_fold(1, |total, axis| Some(total * shape[*axis].fixed()?));
+    let count: Option<i64> = axes
+        .iter()
+        .try_fold(1, |total, axis| Some(total * shape[*axis].fixed()?));
     let count = count.ok_or("a variance over a symbolic size")? as f64;
     let divisor = count - correction.float_or(1.0)?;
     let mean = builder.reduce(Reduction::Mean, value, axes.clone(), true)?;

@@ -13,19 +13,24 @@ pub fn lower(importer: &mut Importer, call: &Call) -> Lowered {
         "getitem" => getitem(call),
         "aten.sym_size.int" => sym_size(importer, call),
         "sym.add" | "sym.sub" | "sym.mul" | "sym.floordiv" | "sym.neg" => sym_arithmetic(call),
-        "aten.alias.default" | "aten.detach.default" | "aten.lift_fresh_copy.default" | "aten.lift_fresh.default" => {
-            call.bind(["self"]).map(|[x]| x)
-        }
-        "aten.clone.default" | "aten.contiguous.default" => {
-            call.bind(["self"]).and_then(|[x]| Ok(importer.value(&x)?)).map(|x| importer.fresh(x))
-        }
-        "aten.view.default" | "aten.reshape.default" | "aten._unsafe_view.default" | "aten.view_copy.default" => {
-            view(importer, call)
-        }
+        "aten.alias.default"
+        | "aten.detach.default"
+        | "aten.lift_fresh_copy.default"
+        | "aten.lift_fresh.default" => call.bind(["self"]).map(|[x]| x),
+        "aten.clone.default" | "aten.contiguous.default" => call
+            .bind(["self"])
+            .and_then(|[x]| Ok(importer.value(&x)?))
+            .map(|x| importer.fresh(x)),
+        "aten.view.default"
+        | "aten.reshape.default"
+        | "aten._unsafe_view.default"
+        | "aten.view_copy.default" => view(importer, call),
         "aten.flatten.using_ints" => flatten(importer, call),
         "aten.unflatten.int" => unflatten(importer, call),
         "aten.unsqueeze.default" => unsqueeze(importer, call),
-        "aten.squeeze.dim" | "aten.squeeze.dims" | "aten.squeeze.default" => squeeze(importer, call),
+        "aten.squeeze.dim" | "aten.squeeze.dims" | "aten.squeeze.default" => {
+            squeeze(importer, call)
+        }
         "aten.t.default" | "aten.transpose.int" => transpose(importer, call),
         "aten.permute.default" => permute(importer, call),
         "aten.movedim.int" => movedim(importer, call),
@@ -34,8 +39,12 @@ pub fn lower(importer: &mut Importer, call: &Call) -> Lowered {
         "aten.slice.Tensor" => slice(importer, call),
         "aten.narrow.default" => narrow(importer, call),
         "aten.select.int" => select(importer, call),
-        "aten.split.Tensor" | "aten.split_with_sizes.default" | "aten.chunk.default" | "aten.unsafe_split.Tensor"
-        | "aten.unsafe_chunk.default" | "aten.split.sizes" => split(importer, call),
+        "aten.split.Tensor"
+        | "aten.split_with_sizes.default"
+        | "aten.chunk.default"
+        | "aten.unsafe_split.Tensor"
+        | "aten.unsafe_chunk.default"
+        | "aten.split.sizes" => split(importer, call),
         "aten.unbind.int" => unbind(importer, call),
         "aten.cat.default" | "aten.concat.default" => cat(importer, call),
         "aten.stack.default" => stack(importer, call),
@@ -50,7 +59,11 @@ pub fn lower(importer: &mut Importer, call: &Call) -> Lowered {
 fn getitem(call: &Call) -> Result<Item, String> {
     let [tuple, index] = call.bind(["self", "index"])?;
     let index = usize::try_from(index.int()?).map_err(|_| "a negative index")?;
-    tuple.list()?.get(index).cloned().ok_or_else(|| format!("no element {index}"))
+    tuple
+        .list()?
+        .get(index)
+        .cloned()
+        .ok_or_else(|| format!("no element {index}"))
 }
 
 fn sym_size(importer: &mut Importer, call: &Call) -> Result<Item, String> {
@@ -58,7 +71,10 @@ fn sym_size(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let x = importer.value(&x)?;
     let shape = importer.builder.shape(x);
     let axis = dim.axis(shape.len(), 0)?;
-    shape.get(axis).map(|size| Item::Size(*size)).ok_or("a size of a rank 0 tensor".into())
+    shape
+        .get(axis)
+        .map(|size| Item::Size(*size))
+        .ok_or("a size of a rank 0 tensor".into())
 }
 
 fn sym_arithmetic(call: &Call) -> Result<Item, String> {
@@ -71,22 +87,33 @@ fn sym_arithmetic(call: &Call) -> Result<Item, String> {
         "sym.mul" => a.checked_mul(b.dim()?),
         _ => a.checked_div(b.int()?),
     };
-    result.map(Item::Size).ok_or_else(|| format!("{a} and {b:?} do not make a size affine in one symbol"))
+    result
+        .map(Item::Size)
+        .ok_or_else(|| format!("{a} and {b:?} do not make a size affine in one symbol"))
 }
 
 /// Replaces a single -1 by what the other sizes leave.
 fn infer_size(mut shape: Vec<Dim>, total: Dim) -> Result<Vec<Dim>, String> {
-    let Some(open) = shape.iter().position(|size| *size == Dim::Fixed(-1)) else { return Ok(shape) };
+    let Some(open) = shape.iter().position(|size| *size == Dim::Fixed(-1)) else {
+        return Ok(shape);
+    };
     shape[open] = Dim::Fixed(1);
     let rest = product(&shape).ok_or("a size with two symbols")?;
     shape[open] = match (total, rest) {
         (total, Dim::Fixed(rest)) => total.checked_div(rest),
         // A multiple of the same symbolic size.
-        (Dim::Affine { symbol, mul, add: 0 }, Dim::Affine { symbol: other, mul: by, add: 0 })
-            if symbol == other && by != 0 && mul % by == 0 =>
-        {
-            Some(Dim::Fixed(mul / by))
-        }
+        (
+            Dim::Affine {
+                symbol,
+                mul,
+                add: 0,
+            },
+            Dim::Affine {
+                symbol: other,
+                mul: by,
+                add: 0,
+            },
+        ) if symbol == other && by != 0 && mul % by == 0 => Some(Dim::Fixed(mul / by)),
         (total, rest) if total == rest => Some(Dim::Fixed(1)),
         _ => None,
     }
@@ -96,8 +123,16 @@ fn infer_size(mut shape: Vec<Dim>, total: Dim) -> Result<Vec<Dim>, String> {
 
 fn reshape(importer: &mut Importer, x: &Item, shape: Vec<Dim>) -> Result<Item, String> {
     let value = importer.value(x)?;
-    let total = importer.builder.num_elements(value).ok_or("a tensor with two symbolic sizes")?;
-    importer.view(x, Op::Reshape { shape: infer_size(shape, total)? })
+    let total = importer
+        .builder
+        .num_elements(value)
+        .ok_or("a tensor with two symbolic sizes")?;
+    importer.view(
+        x,
+        Op::Reshape {
+            shape: infer_size(shape, total)?,
+        },
+    )
 }
 
 fn view(importer: &mut Importer, call: &Call) -> Result<Item, String> {
@@ -117,7 +152,10 @@ fn flatten(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     if shape.is_empty() {
         return reshape(importer, &x, vec![Dim::Fixed(1)]);
     }
-    let middle = shape.get(start..=end).and_then(product).ok_or("a size with two symbols")?;
+    let middle = shape
+        .get(start..=end)
+        .and_then(product)
+        .ok_or("a size with two symbols")?;
     let flat = [&shape[..start], &[middle], &shape[end + 1..]].concat();
     reshape(importer, &x, flat)
 }
@@ -143,7 +181,10 @@ fn squeeze(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, dim] = call.bind(["self", "dim"])?;
     let shape = shape_of(importer, &x)?;
     let axes = dim.axes(shape.len())?;
-    let kept = shape.iter().enumerate().filter(|(i, size)| !(axes.contains(i) && **size == Dim::Fixed(1)));
+    let kept = shape
+        .iter()
+        .enumerate()
+        .filter(|(i, size)| !(axes.contains(i) && **size == Dim::Fixed(1)));
     let kept = kept.map(|(_, size)| *size).collect();
     reshape(importer, &x, kept)
 }
@@ -164,7 +205,12 @@ fn permute(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let rank = shape_of(importer, &x)?.len();
     let permutation: Result<Vec<usize>, String> =
         dims.list()?.iter().map(|dim| dim.axis(rank, 0)).collect();
-    importer.view(&x, Op::Transpose { permutation: permutation? })
+    importer.view(
+        &x,
+        Op::Transpose {
+            permutation: permutation?,
+        },
+    )
 }
 
 fn movedim(importer: &mut Importer, call: &Call) -> Result<Item, String> {
@@ -183,7 +229,10 @@ fn expand(importer: &mut Importer, call: &Call) -> Result<Item, String> {
         _ => size.dims()?,
     };
     let shape = shape_of(importer, &x)?;
-    let lead = size.len().checked_sub(shape.len()).ok_or("an expansion to a lower rank")?;
+    let lead = size
+        .len()
+        .checked_sub(shape.len())
+        .ok_or("an expansion to a lower rank")?;
     let target: Vec<Dim> = size
         .iter()
         .enumerate()
@@ -205,15 +254,24 @@ fn clamp(bound: Dim, length: Dim) -> Result<Dim, String> {
             Ok(Dim::Fixed(bound.clamp(0, length)))
         }
         (Dim::Fixed(0), _) => Ok(Dim::Fixed(0)),
-        (Dim::Fixed(bound), length) if bound < 0 => {
-            length.checked_add(Dim::Fixed(bound)).ok_or("a bound that overflows".into())
-        }
+        (Dim::Fixed(bound), length) if bound < 0 => length
+            .checked_add(Dim::Fixed(bound))
+            .ok_or("a bound that overflows".into()),
         (bound, length) if bound == length => Ok(length),
-        (bound, length) => Err(format!("whether {bound} lies inside {length} is not known before a step")),
+        (bound, length) => Err(format!(
+            "whether {bound} lies inside {length} is not known before a step"
+        )),
     }
 }
 
-fn slice_view(importer: &mut Importer, x: &Item, axis: usize, start: Dim, stop: Dim, step: i64) -> Result<Item, String> {
+fn slice_view(
+    importer: &mut Importer,
+    x: &Item,
+    axis: usize,
+    start: Dim,
+    stop: Dim,
+    step: i64,
+) -> Result<Item, String> {
     let shape = shape_of(importer, x)?;
     let length = *shape.get(axis).ok_or("a slice of rank 0")?;
     let start = clamp(start, length)?;
@@ -221,15 +279,32 @@ fn slice_view(importer: &mut Importer, x: &Item, axis: usize, start: Dim, stop: 
     if let (Dim::Fixed(from), Dim::Fixed(to)) = (start, stop) {
         stop = Dim::Fixed(to.max(from));
     }
-    importer.view(x, Op::Slice { axis, start, stop, step, length })
+    importer.view(
+        x,
+        Op::Slice {
+            axis,
+            start,
+            stop,
+            step,
+            length,
+        },
+    )
 }
 
 fn slice(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, dim, start, end, step] = call.bind(["self", "dim", "start", "end", "step"])?;
     let rank = shape_of(importer, &x)?.len();
     let axis = dim.axis(rank, 0)?;
-    let start = if start.is_none() { Dim::Fixed(0) } else { start.dim()? };
-    let end = if end.is_none() { Dim::Fixed(i64::MAX) } else { end.dim()? };
+    let start = if start.is_none() {
+        Dim::Fixed(0)
+    } else {
+        start.dim()?
+    };
+    let end = if end.is_none() {
+        Dim::Fixed(i64::MAX)
+    } else {
+        end.dim()?
+    };
     slice_view(importer, &x, axis, start, end, step.int_or(1)?)
 }
 
@@ -237,7 +312,9 @@ fn narrow(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, dim, start, length] = call.bind(["self", "dim", "start", "length"])?;
     let rank = shape_of(importer, &x)?.len();
     let start = start.dim()?;
-    let stop = start.checked_add(length.dim()?).ok_or("a slice end that is not affine")?;
+    let stop = start
+        .checked_add(length.dim()?)
+        .ok_or("a slice end that is not affine")?;
     slice_view(importer, &x, dim.axis(rank, 0)?, start, stop, 1)
 }
 
@@ -253,7 +330,9 @@ fn select_view(importer: &mut Importer, x: &Item, axis: usize, index: Dim) -> Re
     let mut shape = shape_of(importer, x)?;
     let stop = match index {
         Dim::Fixed(-1) => Dim::Fixed(i64::MAX),
-        index => index.checked_add(Dim::Fixed(1)).ok_or("an index that overflows")?,
+        index => index
+            .checked_add(Dim::Fixed(1))
+            .ok_or("an index that overflows")?,
     };
     let row = slice_view(importer, x, axis, index, stop, 1)?;
     shape.remove(axis);
@@ -268,7 +347,9 @@ fn split(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let sizes: Vec<Dim> = match &size {
         Item::Tuple(_) => size.dims()?,
         _ => {
-            let total = length.fixed().ok_or("the number of parts is not known before a step")?;
+            let total = length
+                .fixed()
+                .ok_or("the number of parts is not known before a step")?;
             let mut part = size.int()?;
             if call.target().contains("chunk") {
                 part = (total + part.max(1) - 1) / part.max(1);
@@ -276,13 +357,18 @@ fn split(importer: &mut Importer, call: &Call) -> Result<Item, String> {
             if part < 1 {
                 return Err(format!("parts of {part} elements"));
             }
-            (0..total).step_by(part as usize).map(|start| Dim::Fixed(part.min(total - start))).collect()
+            (0..total)
+                .step_by(part as usize)
+                .map(|start| Dim::Fixed(part.min(total - start)))
+                .collect()
         }
     };
     let mut start = Dim::Fixed(0);
     let mut parts = Vec::new();
     for size in sizes {
-        let stop = start.checked_add(size).ok_or("a part's end is not affine")?;
+        let stop = start
+            .checked_add(size)
+            .ok_or("a part's end is not affine")?;
         parts.push(slice_view(importer, &x, axis, start, stop, 1)?);
         start = stop;
     }
@@ -295,8 +381,9 @@ fn unbind(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let axis = dim.axis(shape.len(), 0)?;
     let count = shape.get(axis).and_then(|size| size.fixed());
     let count = count.ok_or("the number of parts is not known before a step")?;
-    let parts: Result<Vec<Item>, String> =
-        (0..count).map(|index| select_view(importer, &x, axis, Dim::Fixed(index))).collect();
+    let parts: Result<Vec<Item>, String> = (0..count)
+        .map(|index| select_view(importer, &x, axis, Dim::Fixed(index)))
+        .collect();
     Ok(Item::Tuple(parts?))
 }
 
@@ -317,7 +404,11 @@ fn cat(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [tensors, dim] = call.bind(["tensors", "dim"])?;
     let mut parts = values(importer, call, &tensors)?;
     // PyTorch skips empty vectors of rank 1 whatever the others' rank is.
-    let rank = parts.iter().map(|part| importer.builder.shape(*part).len()).max().unwrap_or(0);
+    let rank = parts
+        .iter()
+        .map(|part| importer.builder.shape(*part).len())
+        .max()
+        .unwrap_or(0);
     parts.retain(|part| {
         let shape = importer.builder.shape(*part);
         shape.len() == rank || shape != [Dim::Fixed(0)]
@@ -329,10 +420,14 @@ fn cat(importer: &mut Importer, call: &Call) -> Result<Item, String> {
 fn stack(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [tensors, dim] = call.bind(["tensors", "dim"])?;
     let parts = values(importer, call, &tensors)?;
-    let rank = parts.first().map_or(0, |part| importer.builder.shape(*part).len());
+    let rank = parts
+        .first()
+        .map_or(0, |part| importer.builder.shape(*part).len());
     let axis = normalise_axis(dim.int_or(0)?, rank + 1)?;
-    let parts: Result<Vec<Value>, String> =
-        parts.into_iter().map(|part| importer.builder.expand_dims(part, axis)).collect();
+    let parts: Result<Vec<Value>, String> = parts
+        .into_iter()
+        .map(|part| importer.builder.expand_dims(part, axis))
+        .collect();
     let joined = importer.builder.concat(&parts?, axis)?;
     Ok(importer.fresh(joined))
 }
@@ -342,14 +437,23 @@ fn repeat(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let repeats = repeats.dims()?;
     let value = importer.value(&x)?;
     let shape = importer.builder.shape(value).to_vec();
-    let lead = repeats.len().checked_sub(shape.len()).ok_or("fewer repeats than axes")?;
-    let full: Vec<Dim> = (0..repeats.len()).map(|i| i.checked_sub(lead).map_or(Dim::Fixed(1), |i| shape[i])).collect();
+    let lead = repeats
+        .len()
+        .checked_sub(shape.len())
+        .ok_or("fewer repeats than axes")?;
+    let full: Vec<Dim> = (0..repeats.len())
+        .map(|i| i.checked_sub(lead).map_or(Dim::Fixed(1), |i| shape[i]))
+        .collect();
     // [1, n] per axis, broadcast to [r, n], flattened to r * n.
     let (mut split, mut wide, mut flat) = (Vec::new(), Vec::new(), Vec::new());
     for (repeat, size) in repeats.iter().zip(&full) {
         split.extend([Dim::Fixed(1), *size]);
         wide.extend([*repeat, *size]);
-        flat.push(repeat.checked_mul(*size).ok_or("a repeated size with two symbols")?);
+        flat.push(
+            repeat
+                .checked_mul(*size)
+                .ok_or("a repeated size with two symbols")?,
+        );
     }
     let builder = &mut importer.builder;
     let value = builder.reshape(value, split)?;
@@ -364,7 +468,11 @@ fn repeat_interleave(importer: &mut Importer, call: &Call) -> Result<Item, Strin
     let builder = &mut importer.builder;
     let mut shape = builder.shape(value).to_vec();
     let axis = if dim.is_none() {
-        shape = vec![builder.num_elements(value).ok_or("a tensor with two symbolic sizes")?];
+        shape = vec![
+            builder
+                .num_elements(value)
+                .ok_or("a tensor with two symbolic sizes")?,
+        ];
         0
     } else {
         dim.axis(shape.len(), 0)?
@@ -374,7 +482,9 @@ fn repeat_interleave(importer: &mut Importer, call: &Call) -> Result<Item, Strin
     let mut wide = shape.clone();
     wide.insert(axis + 1, repeats.dim()?);
     let value = builder.broadcast(value, wide)?;
-    shape[axis] = shape[axis].checked_mul(repeats.dim()?).ok_or("a repeated size with two symbols")?;
+    shape[axis] = shape[axis]
+        .checked_mul(repeats.dim()?)
+        .ok_or("a repeated size with two symbols")?;
     let value = builder.reshape(value, shape)?;
     Ok(importer.fresh(value))
 }
@@ -385,8 +495,12 @@ fn constant_pad(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let rank = importer.builder.shape(x).len();
     let (mut low, mut high) = (vec![0; rank], vec![0; rank]);
     for (i, pair) in pad.list()?.chunks(2).enumerate() {
-        let axis = rank.checked_sub(i + 1).ok_or("padding of more axes than there are")?;
-        let [before, after] = pair else { return Err("an odd number of paddings".into()) };
+        let axis = rank
+            .checked_sub(i + 1)
+            .ok_or("padding of more axes than there are")?;
+        let [before, after] = pair else {
+            return Err("an odd number of paddings".into());
+        };
         (low[axis], high[axis]) = (before.int()?, after.int()?);
     }
     // Negative padding cuts.
@@ -395,13 +509,23 @@ fn constant_pad(importer: &mut Importer, call: &Call) -> Result<Item, String> {
         let (cut_low, cut_high) = (low[axis].min(0), high[axis].min(0));
         if cut_low < 0 || cut_high < 0 {
             let length = importer.builder.shape(result)[axis];
-            let stop = length.checked_add(Dim::Fixed(cut_high)).ok_or("a padded size overflows")?;
-            result = importer.builder.slice(result, axis, Dim::Fixed(-cut_low), stop, 1)?;
+            let stop = length
+                .checked_add(Dim::Fixed(cut_high))
+                .ok_or("a padded size overflows")?;
+            result = importer
+                .builder
+                .slice(result, axis, Dim::Fixed(-cut_low), stop, 1)?;
         }
         (low[axis], high[axis]) = (low[axis].max(0), high[axis].max(0));
     }
-    let value = if value.is_none() { crate::ir::Scalar::Int(0) } else { value.scalar()? };
-    let result = importer.builder.add(Op::Pad { low, high, value }, &[result])?;
+    let value = if value.is_none() {
+        crate::ir::Scalar::Int(0)
+    } else {
+        value.scalar()?
+    };
+    let result = importer
+        .builder
+        .add(Op::Pad { low, high, value }, &[result])?;
     Ok(importer.fresh(result))
 }
 
@@ -409,7 +533,11 @@ fn triangle(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, diagonal] = call.bind(["self", "diagonal"])?;
     let diagonal = diagonal.int_or(0)?;
     let x = importer.value(&x)?;
-    let op = if call.target() == "aten.tril.default" { Op::Tril { diagonal } } else { Op::Triu { diagonal } };
+    let op = if call.target() == "aten.tril.default" {
+        Op::Tril { diagonal }
+    } else {
+        Op::Triu { diagonal }
+    };
     let result = importer.builder.add(op, &[x])?;
     Ok(importer.fresh(result))
 }

@@ -30,7 +30,12 @@ impl Storages {
     /// A tensor with a storage of its own.
     pub fn fresh(&mut self, value: Value) -> Tensor {
         self.storages.push(Storage { value, version: 0 });
-        Tensor { storage: self.storages.len() - 1, moves: Vec::new(), value, version: 0 }
+        Tensor {
+            storage: self.storages.len() - 1,
+            moves: Vec::new(),
+            value,
+            version: 0,
+        }
     }
 
     /// The tensor's value after all writes so far.
@@ -39,7 +44,10 @@ impl Storages {
         if storage.version == tensor.version {
             return Ok(tensor.value);
         }
-        tensor.moves.iter().try_fold(storage.value, |value, step| builder.apply(step, value))
+        tensor
+            .moves
+            .iter()
+            .try_fold(storage.value, |value, step| builder.apply(step, value))
     }
 
     /// A view of the tensor.
@@ -49,11 +57,21 @@ impl Storages {
         let mut moves = tensor.moves.clone();
         moves.push(step);
         let version = self.storages[tensor.storage].version;
-        Ok(Tensor { storage: tensor.storage, moves, value, version })
+        Ok(Tensor {
+            storage: tensor.storage,
+            moves,
+            value,
+            version,
+        })
     }
 
     /// Writes the tensor's elements.
-    pub fn write(&mut self, builder: &mut Builder, tensor: &Tensor, new: Value) -> Result<(), String> {
+    pub fn write(
+        &mut self,
+        builder: &mut Builder,
+        tensor: &Tensor,
+        new: Value,
+    ) -> Result<(), String> {
         let mut before = vec![self.storages[tensor.storage].value];
         for step in &tensor.moves {
             let last = before[before.len() - 1];
@@ -86,7 +104,13 @@ fn unapply(builder: &mut Builder, step: &Op, old: Value, new: Value) -> Result<V
             }
             builder.transpose(new, inverse)
         }
-        Op::Slice { axis, start, stop, step: 1, length } => {
+        Op::Slice {
+            axis,
+            start,
+            stop,
+            step: 1,
+            length,
+        } => {
             let head = builder.slice(old, *axis, Dim::Fixed(0), *start, 1)?;
             let tail = builder.slice(old, *axis, *stop, *length, 1)?;
             builder.concat(&[head, new, tail], *axis)

@@ -40,7 +40,10 @@ fn fused_add_rms_norm(importer: &mut Importer, call: &Call) -> Result<Item, Stri
     let sum = builder.binary(Binary::Add, x, residual)?;
     let residual = builder.cast(sum, dtype)?;
     let value = normalise(importer, sum, &weight, eps.float()?, &size, dtype)?;
-    Ok(Item::Tuple(vec![importer.fresh(value), importer.fresh(residual)]))
+    Ok(Item::Tuple(vec![
+        importer.fresh(value),
+        importer.fresh(residual),
+    ]))
 }
 
 /// `x / sqrt(mean(x^2) + eps)` in float32, rounded to the weight's dtype, times the weight, rounded to `dtype`.
@@ -52,9 +55,17 @@ fn normalise(
     variance_size: &Item,
     dtype: DType,
 ) -> Result<Value, String> {
-    let weight = if weight.is_none() { None } else { Some(importer.value(weight)?) };
+    let weight = if weight.is_none() {
+        None
+    } else {
+        Some(importer.value(weight)?)
+    };
     let builder = &mut importer.builder;
-    let axis = builder.shape(x).len().checked_sub(1).ok_or("a norm of rank 0")?;
+    let axis = builder
+        .shape(x)
+        .len()
+        .checked_sub(1)
+        .ok_or("a norm of rank 0")?;
     let part = if variance_size.is_none() {
         x
     } else {
@@ -89,9 +100,12 @@ fn attention(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     if !scale.is_none() || !block_scale.is_none() {
         return Err("a quantised attention output".into());
     }
-    let Item::Layer(name) = &layer_name else { return Err("attention without a layer".into()) };
+    let Item::Layer(name) = &layer_name else {
+        return Err("attention without a layer".into());
+    };
     let layer = importer.layers.iter().position(|layer| layer.name == *name);
-    let layer = layer.ok_or_else(|| format!("the lowering does not know the attention of layer {name}"))?;
+    let layer =
+        layer.ok_or_else(|| format!("the lowering does not know the attention of layer {name}"))?;
     let mut operands = vec![importer.value(&query)?];
     // A layer that shares another's cache may be given no keys and values.
     for item in [&key, &value] {
@@ -101,7 +115,9 @@ fn attention(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     }
     let old = importer.value(&output)?;
     let types: Vec<TensorType> = vec![importer.builder.type_of(old).clone()];
-    let op = Op::Attention { layer: layer as u32 };
+    let op = Op::Attention {
+        layer: layer as u32,
+    };
     let node = importer.builder.node(op, &operands, types);
     importer.write(&output, Value { node, output: 0 })?;
     Ok(Item::None)

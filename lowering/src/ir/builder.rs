@@ -51,8 +51,12 @@ impl Builder {
     /// Adds a pure operator, inferring its types; returns its first result.
     pub fn add(&mut self, op: Op, operands: &[Value]) -> Built {
         let types: Vec<&TensorType> = operands.iter().map(|value| self.type_of(*value)).collect();
-        let inferred = infer(&op, &types).ok_or_else(|| format!("{} has no inferred type", op.name()))??;
-        Ok(Value { node: self.node(op, operands, inferred), output: 0 })
+        let inferred =
+            infer(&op, &types).ok_or_else(|| format!("{} has no inferred type", op.name()))??;
+        Ok(Value {
+            node: self.node(op, operands, inferred),
+            output: 0,
+        })
     }
 
     /// A rank-0 constant.
@@ -63,7 +67,14 @@ impl Builder {
             (Scalar::Bool(flag), false) if dtype != DType::Bool => Scalar::Int(i64::from(flag)),
             (value, _) => value,
         };
-        let node = self.node(Op::Scalar(value), &[], vec![TensorType { dtype, shape: vec![] }]);
+        let node = self.node(
+            Op::Scalar(value),
+            &[],
+            vec![TensorType {
+                dtype,
+                shape: vec![],
+            }],
+        );
         Value { node, output: 0 }
     }
 
@@ -88,8 +99,10 @@ impl Builder {
             return Ok(x);
         }
         if let Op::Transpose { permutation: first } = &self.graph.node(x.node).op {
-            let composed: Option<Vec<usize>> =
-                permutation.iter().map(|axis| first.get(*axis).copied()).collect();
+            let composed: Option<Vec<usize>> = permutation
+                .iter()
+                .map(|axis| first.get(*axis).copied())
+                .collect();
             let composed = composed.ok_or("a permutation of another rank")?;
             let inner = self.graph.operands(x.node)[0];
             return self.transpose(inner, composed);
@@ -112,15 +125,31 @@ impl Builder {
             return Ok(x);
         }
         // A slice of a slice of the same axis is one slice.
-        if let (Op::Slice { axis: inner_axis, start: offset, step: 1, .. }, true) =
-            (&self.graph.node(x.node).op, step >= 1)
+        if let (
+            Op::Slice {
+                axis: inner_axis,
+                start: offset,
+                step: 1,
+                ..
+            },
+            true,
+        ) = (&self.graph.node(x.node).op, step >= 1)
             && *inner_axis == axis
             && let (Some(start), Some(stop)) = (offset.checked_add(start), offset.checked_add(stop))
         {
             let inner = self.graph.operands(x.node)[0];
             return self.slice(inner, axis, start, stop, step);
         }
-        self.add(Op::Slice { axis, start, stop, step, length }, &[x])
+        self.add(
+            Op::Slice {
+                axis,
+                start,
+                stop,
+                step,
+                length,
+            },
+            &[x],
+        )
     }
 
     /// The parts joined along the axis; empty parts vanish.
@@ -172,10 +201,23 @@ impl Builder {
     }
 
     /// `f(x)` over axes.
-    pub fn reduce(&mut self, function: Reduction, x: Value, mut axes: Vec<usize>, keepdims: bool) -> Built {
+    pub fn reduce(
+        &mut self,
+        function: Reduction,
+        x: Value,
+        mut axes: Vec<usize>,
+        keepdims: bool,
+    ) -> Built {
         axes.sort_unstable();
         axes.dedup();
-        self.add(Op::Reduce { function, axes, keepdims }, &[x])
+        self.add(
+            Op::Reduce {
+                function,
+                axes,
+                keepdims,
+            },
+            &[x],
+        )
     }
 
     /// `x [.., m, k] @ y [.., k, n]`
@@ -189,7 +231,13 @@ impl Builder {
             Op::Reshape { shape } => self.reshape(x, shape.clone()),
             Op::Transpose { permutation } => self.transpose(x, permutation.clone()),
             Op::Broadcast { shape } => self.broadcast(x, shape.clone()),
-            Op::Slice { axis, start, stop, step, .. } => self.slice(x, *axis, *start, *stop, *step),
+            Op::Slice {
+                axis,
+                start,
+                stop,
+                step,
+                ..
+            } => self.slice(x, *axis, *start, *stop, *step),
             Op::Cast { dtype } => self.cast(x, *dtype),
             other => self.add(other.clone(), &[x]),
         }
@@ -218,8 +266,14 @@ pub fn widens(narrow: DType, wide: DType) -> bool {
         Float16 | Bfloat16 => matches!(wide, Float32 | Float64),
         Float32 => wide == Float64,
         Bool => wide != Bool,
-        Int8 => matches!(wide, Int16 | Int32 | Int64 | Float16 | Bfloat16 | Float32 | Float64),
-        Uint8 => matches!(wide, Uint16 | Uint32 | Int16 | Int32 | Int64 | Float16 | Bfloat16 | Float32 | Float64),
+        Int8 => matches!(
+            wide,
+            Int16 | Int32 | Int64 | Float16 | Bfloat16 | Float32 | Float64
+        ),
+        Uint8 => matches!(
+            wide,
+            Uint16 | Uint32 | Int16 | Int32 | Int64 | Float16 | Bfloat16 | Float32 | Float64
+        ),
         Int16 => matches!(wide, Int32 | Int64 | Float32 | Float64),
         Uint16 => matches!(wide, Uint32 | Int32 | Int64 | Float32 | Float64),
         Int32 => matches!(wide, Int64 | Float64),

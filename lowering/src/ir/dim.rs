@@ -14,17 +14,29 @@ pub enum Dim {
     /// Known at compile time.
     Fixed(i64),
     /// `mul * symbol + add`, known when a step runs.
-    Affine { symbol: SymbolId, mul: i64, add: i64 },
+    Affine {
+        symbol: SymbolId,
+        mul: i64,
+        add: i64,
+    },
 }
 
 impl Dim {
     /// The bare symbol.
     pub fn symbol(symbol: SymbolId) -> Dim {
-        Dim::Affine { symbol, mul: 1, add: 0 }
+        Dim::Affine {
+            symbol,
+            mul: 1,
+            add: 0,
+        }
     }
 
     fn affine(symbol: SymbolId, mul: i64, add: i64) -> Dim {
-        if mul == 0 { Dim::Fixed(add) } else { Dim::Affine { symbol, mul, add } }
+        if mul == 0 {
+            Dim::Fixed(add)
+        } else {
+            Dim::Affine { symbol, mul, add }
+        }
     }
 
     /// The number, if it does not depend on a symbol.
@@ -39,9 +51,10 @@ impl Dim {
     pub fn eval(self, symbols: &[i64]) -> Option<i64> {
         match self {
             Dim::Fixed(value) => Some(value),
-            Dim::Affine { symbol, mul, add } => {
-                symbols.get(symbol as usize)?.checked_mul(mul)?.checked_add(add)
-            }
+            Dim::Affine { symbol, mul, add } => symbols
+                .get(symbol as usize)?
+                .checked_mul(mul)?
+                .checked_add(add),
         }
     }
 
@@ -54,8 +67,16 @@ impl Dim {
                 Some(Dim::affine(symbol, mul, add.checked_add(b)?))
             }
             (
-                Dim::Affine { symbol: s, mul: m, add: a },
-                Dim::Affine { symbol: t, mul: n, add: b },
+                Dim::Affine {
+                    symbol: s,
+                    mul: m,
+                    add: a,
+                },
+                Dim::Affine {
+                    symbol: t,
+                    mul: n,
+                    add: b,
+                },
             ) => (s == t).then_some(Dim::affine(s, m.checked_add(n)?, a.checked_add(b)?)),
         }
     }
@@ -65,9 +86,11 @@ impl Dim {
         match (self, other) {
             (Dim::Fixed(a), Dim::Fixed(b)) => Some(Dim::Fixed(a.checked_mul(b)?)),
             (Dim::Affine { symbol, mul, add }, Dim::Fixed(b))
-            | (Dim::Fixed(b), Dim::Affine { symbol, mul, add }) => {
-                Some(Dim::affine(symbol, mul.checked_mul(b)?, add.checked_mul(b)?))
-            }
+            | (Dim::Fixed(b), Dim::Affine { symbol, mul, add }) => Some(Dim::affine(
+                symbol,
+                mul.checked_mul(b)?,
+                add.checked_mul(b)?,
+            )),
             _ => None,
         }
     }
@@ -92,7 +115,8 @@ impl Dim {
 
 /// Product of all sizes; `None` for a product of symbols.
 pub fn product(dims: &[Dim]) -> Option<Dim> {
-    dims.iter().try_fold(Dim::Fixed(1), |total, dim| total.checked_mul(*dim))
+    dims.iter()
+        .try_fold(Dim::Fixed(1), |total, dim| total.checked_mul(*dim))
 }
 
 impl From<i64> for Dim {

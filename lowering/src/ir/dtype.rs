@@ -72,7 +72,10 @@ impl DType {
 
     /// Floating point of any width.
     pub fn is_float(self) -> bool {
-        matches!(self, DType::Float16 | DType::Bfloat16 | DType::Float32 | DType::Float64)
+        matches!(
+            self,
+            DType::Float16 | DType::Bfloat16 | DType::Float32 | DType::Float64
+        )
     }
 
     /// Signed, unsigned or boolean integer.

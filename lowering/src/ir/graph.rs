@@ -104,7 +104,10 @@ impl Graph {
         let is_effect = op.is_effect();
         let node = self.nodes.add_node(Node { op, types, source });
         for (operand, value) in operands.iter().enumerate() {
-            let edge = Use { output: value.output, operand: operand as u32 };
+            let edge = Use {
+                output: value.output,
+                operand: operand as u32,
+            };
             self.nodes.add_edge(value.node, node, edge);
         }
         if is_effect {
@@ -135,7 +138,13 @@ impl Graph {
             .edges_directed(id, Direction::Incoming)
             .map(|edge| {
                 let use_ = edge.weight();
-                (use_.operand, Value { node: edge.source(), output: use_.output })
+                (
+                    use_.operand,
+                    Value {
+                        node: edge.source(),
+                        output: use_.output,
+                    },
+                )
             })
             .collect();
         operands.sort_unstable_by_key(|(operand, _)| *operand);
@@ -163,7 +172,11 @@ impl Graph {
     pub fn canonical(&self) -> Graph {
         let mut canonical = Graph::default();
         let mut renamed: Vec<Option<NodeId>> = vec![None; self.len()];
-        let roots = self.effects.iter().copied().chain(self.outputs.iter().map(|value| value.node));
+        let roots = self
+            .effects
+            .iter()
+            .copied()
+            .chain(self.outputs.iter().map(|value| value.node));
         for root in roots {
             let mut stack = vec![root];
             while let Some(id) = stack.last().copied() {
@@ -172,22 +185,35 @@ impl Graph {
                     continue;
                 }
                 let operands = self.operands(id);
-                let missing = operands.iter().rev().filter(|value| renamed[value.node.index()].is_none());
+                let missing = operands
+                    .iter()
+                    .rev()
+                    .filter(|value| renamed[value.node.index()].is_none());
                 let before = stack.len();
                 stack.extend(missing.map(|value| value.node));
                 if stack.len() > before {
                     continue;
                 }
                 stack.pop();
-                let operands: Vec<Value> =
-                    operands.iter().filter_map(|value| rename(&renamed, *value)).collect();
+                let operands: Vec<Value> = operands
+                    .iter()
+                    .filter_map(|value| rename(&renamed, *value))
+                    .collect();
                 let node = self.node(id);
-                let added =
-                    canonical.add(node.op.clone(), &operands, node.types.clone(), node.source.clone());
+                let added = canonical.add(
+                    node.op.clone(),
+                    &operands,
+                    node.types.clone(),
+                    node.source.clone(),
+                );
                 renamed[id.index()] = Some(added);
             }
         }
-        canonical.outputs = self.outputs.iter().filter_map(|value| rename(&renamed, *value)).collect();
+        canonical.outputs = self
+            .outputs
+            .iter()
+            .filter_map(|value| rename(&renamed, *value))
+            .collect();
         canonical
     }
 
@@ -202,5 +228,8 @@ impl Graph {
 }
 
 fn rename(renamed: &[Option<NodeId>], value: Value) -> Option<Value> {
-    renamed[value.node.index()].map(|node| Value { node, output: value.output })
+    renamed[value.node.index()].map(|node| Value {
+        node,
+        output: value.output,
+    })
 }

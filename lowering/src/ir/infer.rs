@@ -7,7 +7,9 @@ use super::{DType, Dim, Op, Reduction, Scalar, TensorType, Unary, product};
 pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, String> {
     let rank = a.len().max(b.len());
     let size = |shape: &[Dim], axis: usize| {
-        (axis + shape.len()).checked_sub(rank).map_or(Dim::Fixed(1), |axis| shape[axis])
+        (axis + shape.len())
+            .checked_sub(rank)
+            .map_or(Dim::Fixed(1), |axis| shape[axis])
     };
     (0..rank)
         .map(|axis| match (size(a, axis), size(b, axis)) {
@@ -20,7 +22,11 @@ pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, String> {
 }
 
 fn check_axis(axis: usize, rank: usize) -> Result<(), String> {
-    if axis < rank { Ok(()) } else { Err(format!("axis {axis} of a rank {rank} operand")) }
+    if axis < rank {
+        Ok(())
+    } else {
+        Err(format!("axis {axis} of a rank {rank} operand"))
+    }
 }
 
 fn arity<const N: usize>(operands: &[&TensorType]) -> Result<[TensorType; N], String> {
@@ -31,7 +37,11 @@ fn arity<const N: usize>(operands: &[&TensorType]) -> Result<[TensorType; N], St
 }
 
 fn same_dtype(a: &TensorType, b: &TensorType) -> Result<(), String> {
-    if a.dtype == b.dtype { Ok(()) } else { Err(format!("operands {} and {}", a.dtype, b.dtype)) }
+    if a.dtype == b.dtype {
+        Ok(())
+    } else {
+        Err(format!("operands {} and {}", a.dtype, b.dtype))
+    }
 }
 
 fn typed(dtype: DType, shape: Vec<Dim>) -> Vec<TensorType> {
@@ -78,9 +88,14 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             let mut sorted = permutation.clone();
             sorted.sort_unstable();
             if sorted != (0..x.rank()).collect::<Vec<_>>() {
-                return Err(format!("{permutation:?} is no permutation of the axes of {x}"));
+                return Err(format!(
+                    "{permutation:?} is no permutation of the axes of {x}"
+                ));
             }
-            Ok(typed(x.dtype, permutation.iter().map(|axis| x.shape[*axis]).collect()))
+            Ok(typed(
+                x.dtype,
+                permutation.iter().map(|axis| x.shape[*axis]).collect(),
+            ))
         }
         Op::Broadcast { shape } => {
             let [x] = arity(operands)?;
@@ -89,7 +104,13 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             }
             Ok(typed(x.dtype, shape.clone()))
         }
-        Op::Slice { axis, start, stop, step, length } => {
+        Op::Slice {
+            axis,
+            start,
+            stop,
+            step,
+            length,
+        } => {
             let [x] = arity(operands)?;
             check_axis(*axis, x.rank())?;
             if x.shape[*axis] != *length || *step < 1 {
@@ -173,7 +194,11 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
         Op::Binary(function) => {
             let [x, y] = arity(operands)?;
             same_dtype(&x, &y)?;
-            let dtype = if function.is_predicate() { DType::Bool } else { x.dtype };
+            let dtype = if function.is_predicate() {
+                DType::Bool
+            } else {
+                x.dtype
+            };
             Ok(typed(dtype, broadcast(&x.shape, &y.shape)?))
         }
         Op::Where => {
@@ -185,7 +210,11 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             let shape = broadcast(&condition.shape, &broadcast(&x.shape, &y.shape)?)?;
             Ok(typed(x.dtype, shape))
         }
-        Op::Reduce { function, axes, keepdims } => {
+        Op::Reduce {
+            function,
+            axes,
+            keepdims,
+        } => {
             let [x] = arity(operands)?;
             for axis in axes {
                 check_axis(*axis, x.rank())?;
@@ -212,14 +241,20 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
         Op::Sort { axis, .. } => {
             let [x] = arity(operands)?;
             check_axis(*axis, x.rank())?;
-            let indices = TensorType { dtype: DType::Int64, shape: x.shape.clone() };
+            let indices = TensorType {
+                dtype: DType::Int64,
+                shape: x.shape.clone(),
+            };
             Ok(vec![x, indices])
         }
         Op::Topk { axis, k } => {
             let [mut x] = arity(operands)?;
             check_axis(*axis, x.rank())?;
             x.shape[*axis] = Dim::Fixed(*k);
-            let indices = TensorType { dtype: DType::Int64, shape: x.shape.clone() };
+            let indices = TensorType {
+                dtype: DType::Int64,
+                shape: x.shape.clone(),
+            };
             Ok(vec![x, indices])
         }
         Op::Matmul => {
@@ -250,11 +285,15 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             Ok(vec![x.clone(), x.clone()])
         }
         Op::Rope { rotary_dim, .. } => {
-            let [cos, sin, rotated @ ..] = operands else { return Err("no cos and sin".into()) };
+            let [cos, sin, rotated @ ..] = operands else {
+                return Err("no cos and sin".into());
+            };
             let half = Dim::Fixed(rotary_dim / 2);
             for x in rotated {
                 let fits = x.rank() == 3
-                    && x.shape[2].fixed().is_some_and(|size| size >= *rotary_dim && *rotary_dim > 0)
+                    && x.shape[2]
+                        .fixed()
+                        .is_some_and(|size| size >= *rotary_dim && *rotary_dim > 0)
                     && cos == sin
                     && cos.shape == [x.shape[0], half];
                 if !fits {
@@ -265,7 +304,10 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
         }
         Op::GatedActivation { .. } => {
             let [mut x] = arity(operands)?;
-            let half = x.last().and_then(|size| size.checked_div(2)).ok_or("an odd last axis")?;
+            let half = x
+                .last()
+                .and_then(|size| size.checked_div(2))
+                .ok_or("an odd last axis")?;
             let last = x.rank() - 1;
             x.shape[last] = half;
             Ok(vec![x])
@@ -307,7 +349,10 @@ fn matmul(x: &TensorType, y: &TensorType) -> Result<TensorType, String> {
     }
     let mut shape = broadcast(&x.shape[..m - 2], &y.shape[..n - 2])?;
     shape.extend([x.shape[m - 2], y.shape[n - 1]]);
-    Ok(TensorType { dtype: x.dtype, shape })
+    Ok(TensorType {
+        dtype: x.dtype,
+        shape,
+    })
 }
 
 /// The dtype of a scalar constant that is not given one.

@@ -46,7 +46,9 @@ impl Serialize for Float {
 impl<'de> Deserialize<'de> for Float {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Float, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse().map(Float::new).map_err(serde::de::Error::custom)
+        text.parse()
+            .map(Float::new)
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -156,7 +158,15 @@ impl Binary {
         use Binary::*;
         matches!(
             self,
-            Equal | NotEqual | Less | LessEqual | Greater | GreaterEqual | LogicalAnd | LogicalOr | LogicalXor
+            Equal
+                | NotEqual
+                | Less
+                | LessEqual
+                | Greater
+                | GreaterEqual
+                | LogicalAnd
+                | LogicalOr
+                | LogicalXor
         )
     }
 }
@@ -220,7 +230,13 @@ pub enum Op {
     /// `x -> x` broadcast to the shape.
     Broadcast { shape: Vec<Dim> },
     /// `x -> x[start:stop:step]` along the axis; `length` is the axis's size before the cut.
-    Slice { axis: usize, start: Dim, stop: Dim, step: i64, length: Dim },
+    Slice {
+        axis: usize,
+        start: Dim,
+        stop: Dim,
+        step: i64,
+        length: Dim,
+    },
     /// `x.. -> joined` along the axis.
     Concat { axis: usize },
     /// `x, indices -> x` gathered along the axis (`torch.index_select`, `embedding`); indices of any rank.
@@ -230,7 +246,11 @@ pub enum Op {
     /// `x, indices, updates -> x` with elements replaced along the axis (`torch.scatter`).
     PutAlongAxis { axis: usize },
     /// `x -> x` with `low`, `high` elements of the value added at both ends of each axis.
-    Pad { low: Vec<i64>, high: Vec<i64>, value: Scalar },
+    Pad {
+        low: Vec<i64>,
+        high: Vec<i64>,
+        value: Scalar,
+    },
     /// `x -> x` keeping elements with `column - row <= diagonal` (`torch.tril`).
     Tril { diagonal: i64 },
     /// `x -> x` keeping elements with `column - row >= diagonal` (`torch.triu`).
@@ -248,7 +268,11 @@ pub enum Op {
 
     // 4. Reductions and scans
     /// `x -> f(x)` over the axes.
-    Reduce { function: Reduction, axes: Vec<usize>, keepdims: bool },
+    Reduce {
+        function: Reduction,
+        axes: Vec<usize>,
+        keepdims: bool,
+    },
     /// `x -> softmax(x)`; computed in float32.
     Softmax { axis: usize },
     /// `x -> running sum` along the axis.

@@ -16,19 +16,32 @@ pub fn verify(graph: &Graph) -> Result<(), String> {
                 return Err(format!("{} uses a missing result", node.op.name()));
             }
         }
-        let types: Vec<_> = operands.iter().map(|value| graph.value_type(*value)).collect();
+        let types: Vec<_> = operands
+            .iter()
+            .map(|value| graph.value_type(*value))
+            .collect();
         if matches!(node.op, Op::Project(_)) {
             return Err("a projection outside rewriting".into());
         }
-        let Some(inferred) = infer(&node.op, &types) else { continue };
+        let Some(inferred) = infer(&node.op, &types) else {
+            continue;
+        };
         let place = || {
             let source = node.source.as_ref().map(|source| source.to_string());
-            format!("{} from {}", node.op.name(), source.as_deref().unwrap_or("no source"))
+            format!(
+                "{} from {}",
+                node.op.name(),
+                source.as_deref().unwrap_or("no source")
+            )
         };
         match inferred {
             Ok(inferred) if inferred == node.types => {}
             Ok(inferred) => {
-                return Err(format!("{}: recorded {:?}, inferred {inferred:?}", place(), node.types));
+                return Err(format!(
+                    "{}: recorded {:?}, inferred {inferred:?}",
+                    place(),
+                    node.types
+                ));
             }
             Err(reason) => return Err(format!("{}: {reason}", place())),
         }

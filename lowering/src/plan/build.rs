@@ -34,7 +34,11 @@ fn shape_of(graph: &Graph) -> Shape {
         .topological()
         .map(|id| {
             let node = graph.node(id);
-            (node.op.clone(), graph.operands(id).iter().map(pair).collect(), node.types.clone())
+            (
+                node.op.clone(),
+                graph.operands(id).iter().map(pair).collect(),
+                node.types.clone(),
+            )
         })
         .collect();
     (nodes, graph.outputs.iter().map(pair).collect())
@@ -75,7 +79,13 @@ pub fn build(imported: &ImportedGraph) -> Result<(GraphPlan, PlanReport)> {
     };
     for id in graph.topological() {
         if let Op::Input(index) = graph.node(id).op {
-            planner.slots.insert(Value { node: id, output: 0 }, index);
+            planner.slots.insert(
+                Value {
+                    node: id,
+                    output: 0,
+                },
+                index,
+            );
         }
     }
     let mut outputs = outputs(graph, &planner.places);
@@ -97,7 +107,11 @@ pub fn build(imported: &ImportedGraph) -> Result<(GraphPlan, PlanReport)> {
             planner.effect(effect)?;
         }
     }
-    let outputs: Result<Vec<Slot>> = graph.outputs.iter().map(|output| planner.slot(*output)).collect();
+    let outputs: Result<Vec<Slot>> = graph
+        .outputs
+        .iter()
+        .map(|output| planner.slot(*output))
+        .collect();
     planner.plan.outputs = outputs?;
     release_slots(&mut planner.plan);
     Ok((planner.plan, planner.report))
@@ -117,8 +131,13 @@ impl Planner<'_> {
     }
 
     fn call(&mut self, piece: Piece) -> Result<()> {
-        let parameters: Vec<u32> = piece.parameters.iter().map(|value| self.constant(*value)).collect();
-        let inputs: Result<Vec<Slot>> = piece.inputs.iter().map(|value| self.slot(*value)).collect();
+        let parameters: Vec<u32> = piece
+            .parameters
+            .iter()
+            .map(|value| self.constant(*value))
+            .collect();
+        let inputs: Result<Vec<Slot>> =
+            piece.inputs.iter().map(|value| self.slot(*value)).collect();
         let shape = shape_of(&piece.graph);
         let region = match self.known.get(&shape) {
             Some(region) => *region,
@@ -143,9 +162,15 @@ impl Planner<'_> {
     }
 
     fn compile(&mut self, piece: &Piece) -> Result<u32> {
-        verify(&piece.graph).map_err(|reason| Error::Verifier { stage: "partitioning", reason })?;
+        verify(&piece.graph).map_err(|reason| Error::Verifier {
+            stage: "partitioning",
+            reason,
+        })?;
         let Rewritten { graph, applied, .. } = rewrite(&piece.graph)?;
-        verify(&graph).map_err(|reason| Error::Verifier { stage: "rewriting", reason })?;
+        verify(&graph).map_err(|reason| Error::Verifier {
+            stage: "rewriting",
+            reason,
+        })?;
         for (rule, count) in applied {
             *self.report.rules.entry(rule).or_insert(0) += count;
         }
@@ -158,10 +183,15 @@ impl Planner<'_> {
 
     fn effect(&mut self, id: NodeId) -> Result<()> {
         let node = self.graph.node(id);
-        let inputs: Result<Vec<Slot>> =
-            self.graph.operands(id).iter().map(|operand| self.slot(*operand)).collect();
-        let outputs: Vec<Value> =
-            (0..node.types.len() as u32).map(|output| Value { node: id, output }).collect();
+        let inputs: Result<Vec<Slot>> = self
+            .graph
+            .operands(id)
+            .iter()
+            .map(|operand| self.slot(*operand))
+            .collect();
+        let outputs: Vec<Value> = (0..node.types.len() as u32)
+            .map(|output| Value { node: id, output })
+            .collect();
         let step = Step::Effect {
             op: node.op.clone(),
             inputs: inputs?,
@@ -184,13 +214,27 @@ impl Planner<'_> {
             Place::Constant => (Op::Parameter(0), vec![value]),
             Place::Scalar => (self.graph.node(value.node).op.clone(), vec![]),
             _ => {
-                let reason = format!("{} is used before it is computed", self.graph.node(value.node).op.name());
-                return Err(Error::Verifier { stage: "planning", reason });
+                let reason = format!(
+                    "{} is used before it is computed",
+                    self.graph.node(value.node).op.name()
+                );
+                return Err(Error::Verifier {
+                    stage: "planning",
+                    reason,
+                });
             }
         };
         let leaf = graph.add(op, &[], types, self.graph.node(value.node).source.clone());
-        graph.outputs = vec![Value { node: leaf, output: 0 }];
-        self.call(Piece { graph, inputs: vec![], parameters, outputs: vec![value] })?;
+        graph.outputs = vec![Value {
+            node: leaf,
+            output: 0,
+        }];
+        self.call(Piece {
+            graph,
+            inputs: vec![],
+            parameters,
+            outputs: vec![value],
+        })?;
         self.slot(value)
     }
 
@@ -205,16 +249,32 @@ impl Planner<'_> {
             return index;
         }
         let operands = self.graph.operands(value.node);
-        let inputs: Vec<u32> = operands.iter().map(|operand| self.constant(*operand)).collect();
+        let inputs: Vec<u32> = operands
+            .iter()
+            .map(|operand| self.constant(*operand))
+            .collect();
         let mut outputs = Vec::new();
         for (output, value_type) in node.types.iter().enumerate() {
             let index = self.plan.parameters.len() as u32;
             let name = format!("fold.{}", self.plan.folds.len());
-            self.plan.parameters.push(Binding { name, value: value_type.clone() });
-            self.constants.insert(Value { node: value.node, output: output as u32 }, index);
+            self.plan.parameters.push(Binding {
+                name,
+                value: value_type.clone(),
+            });
+            self.constants.insert(
+                Value {
+                    node: value.node,
+                    output: output as u32,
+                },
+                index,
+            );
             outputs.push(index);
         }
-        self.plan.folds.push(Fold { op: node.op.clone(), inputs, outputs });
+        self.plan.folds.push(Fold {
+            op: node.op.clone(),
+            inputs,
+            outputs,
+        });
         self.constants[&value]
     }
 }
@@ -226,7 +286,10 @@ fn merge_ropes(graph: &Graph) -> Graph {
     for id in graph.topological() {
         if let op @ Op::Rope { .. } = &graph.node(id).op {
             let operands = graph.operands(id);
-            groups.entry((op.clone(), operands[0], operands[1])).or_default().push(id);
+            groups
+                .entry((op.clone(), operands[0], operands[1]))
+                .or_default()
+                .push(id);
         }
     }
     groups.retain(|_, members| members.len() > 1 && independent(graph, members));
@@ -234,16 +297,23 @@ fn merge_ropes(graph: &Graph) -> Graph {
     let mut renamed: HashMap<Value, Value> = HashMap::new();
     // A merged operator stands where its last member stood; what lies between moves behind it only
     // if it needs a member, so members are emitted by need.
-    let group_of: HashMap<NodeId, &Vec<NodeId>> =
-        groups.values().flat_map(|members| members.iter().map(move |member| (*member, members))).collect();
+    let group_of: HashMap<NodeId, &Vec<NodeId>> = groups
+        .values()
+        .flat_map(|members| members.iter().map(move |member| (*member, members)))
+        .collect();
     for root in graph.outputs.iter().map(|output| output.node) {
         let mut stack = vec![root];
         while let Some(id) = stack.last().copied() {
-            if renamed.contains_key(&Value { node: id, output: 0 }) {
+            if renamed.contains_key(&Value {
+                node: id,
+                output: 0,
+            }) {
                 stack.pop();
                 continue;
             }
-            let members: &[NodeId] = group_of.get(&id).map_or(std::slice::from_ref(&id), |members| members);
+            let members: &[NodeId] = group_of
+                .get(&id)
+                .map_or(std::slice::from_ref(&id), |members| members);
             let mut operands: Vec<Value> = graph.operands(members[0]);
             operands.extend(members[1..].iter().map(|member| graph.operands(*member)[2]));
             let missing: Vec<NodeId> = operands
@@ -258,15 +328,26 @@ fn merge_ropes(graph: &Graph) -> Graph {
             }
             stack.pop();
             let node = graph.node(members[0]);
-            let types: Vec<TensorType> =
-                members.iter().flat_map(|member| graph.node(*member).types.clone()).collect();
+            let types: Vec<TensorType> = members
+                .iter()
+                .flat_map(|member| graph.node(*member).types.clone())
+                .collect();
             let operands: Vec<Value> = operands.iter().map(|operand| renamed[operand]).collect();
             let added = merged.add(node.op.clone(), &operands, types, node.source.clone());
             let mut results = 0;
             for member in members {
                 for output in 0..graph.node(*member).types.len() as u32 {
-                    let result = Value { node: added, output: results };
-                    renamed.insert(Value { node: *member, output }, result);
+                    let result = Value {
+                        node: added,
+                        output: results,
+                    };
+                    renamed.insert(
+                        Value {
+                            node: *member,
+                            output,
+                        },
+                        result,
+                    );
                     results += 1;
                 }
             }
@@ -279,7 +360,11 @@ fn merge_ropes(graph: &Graph) -> Graph {
 /// No member is computed from another.
 fn independent(graph: &Graph, members: &[NodeId]) -> bool {
     members.iter().all(|member| {
-        let mut stack: Vec<NodeId> = graph.operands(*member).iter().map(|value| value.node).collect();
+        let mut stack: Vec<NodeId> = graph
+            .operands(*member)
+            .iter()
+            .map(|value| value.node)
+            .collect();
         let mut seen = std::collections::HashSet::new();
         while let Some(id) = stack.pop() {
             if members.contains(&id) {
@@ -305,16 +390,32 @@ fn flatten(graph: &Graph, piece: &Piece) -> (Region, Vec<Option<Source>>) {
         let node = graph.node(id);
         match node.op {
             Op::Input(index) => {
-                registers.insert(Value { node: id, output: 0 }, index);
+                registers.insert(
+                    Value {
+                        node: id,
+                        output: 0,
+                    },
+                    index,
+                );
                 continue;
             }
             Op::Parameter(index) => {
-                registers.insert(Value { node: id, output: 0 }, num_inputs + index);
+                registers.insert(
+                    Value {
+                        node: id,
+                        output: 0,
+                    },
+                    num_inputs + index,
+                );
                 continue;
             }
             _ => {}
         }
-        let inputs = graph.operands(id).iter().map(|operand| registers[operand]).collect();
+        let inputs = graph
+            .operands(id)
+            .iter()
+            .map(|operand| registers[operand])
+            .collect();
         let outputs: Vec<Register> = (0..node.types.len() as u32)
             .map(|output| {
                 registers.insert(Value { node: id, output }, next);
@@ -323,15 +424,37 @@ fn flatten(graph: &Graph, piece: &Piece) -> (Region, Vec<Option<Source>>) {
             })
             .collect();
         let (op, types) = (node.op.clone(), node.types.clone());
-        instructions.push(Instruction { op, inputs, outputs, types, release: Vec::new() });
-        sources.push(node.source.as_ref().map(|source: &Rc<Source>| (**source).clone()));
+        instructions.push(Instruction {
+            op,
+            inputs,
+            outputs,
+            types,
+            release: Vec::new(),
+        });
+        sources.push(
+            node.source
+                .as_ref()
+                .map(|source: &Rc<Source>| (**source).clone()),
+        );
     }
-    let outputs: Vec<Register> = graph.outputs.iter().map(|output| registers[output]).collect();
+    let outputs: Vec<Register> = graph
+        .outputs
+        .iter()
+        .map(|output| registers[output])
+        .collect();
     release(
-        instructions.iter_mut().map(|i| (i.inputs.clone(), i.outputs.clone(), &mut i.release)),
+        instructions
+            .iter_mut()
+            .map(|i| (i.inputs.clone(), i.outputs.clone(), &mut i.release)),
         &outputs,
     );
-    let region = Region { num_inputs, num_parameters, num_registers: next, instructions, outputs };
+    let region = Region {
+        num_inputs,
+        num_parameters,
+        num_registers: next,
+        instructions,
+        outputs,
+    };
     (region, sources)
 }
 
@@ -354,9 +477,18 @@ fn release_slots(plan: &mut GraphPlan) {
     let kept = plan.outputs.clone();
     release(
         plan.steps.iter_mut().map(|step| match step {
-            Step::Call { inputs, outputs, release, .. } | Step::Effect { inputs, outputs, release, .. } => {
-                (inputs.clone(), outputs.clone(), release)
+            Step::Call {
+                inputs,
+                outputs,
+                release,
+                ..
             }
+            | Step::Effect {
+                inputs,
+                outputs,
+                release,
+                ..
+            } => (inputs.clone(), outputs.clone(), release),
         }),
         &kept,
     );

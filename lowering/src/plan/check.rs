@@ -20,7 +20,11 @@ impl Plan {
 }
 
 fn inside(index: u32, length: usize, what: &str) -> Checked {
-    if (index as usize) < length { Ok(()) } else { Err(format!("{what} {index} of {length}")) }
+    if (index as usize) < length {
+        Ok(())
+    } else {
+        Err(format!("{what} {index} of {length}"))
+    }
 }
 
 /// Reads need a written place, writes make one.
@@ -82,7 +86,9 @@ impl GraphPlan {
             constants.write(&fold.outputs, "parameter")?;
         }
         for (index, region) in self.regions.iter().enumerate() {
-            region.check().map_err(|reason| format!("region {index}: {reason}"))?;
+            region
+                .check()
+                .map_err(|reason| format!("region {index}: {reason}"))?;
         }
         let mut slots = Written::new(self.num_slots, self.inputs.len() as u32, MAX_VALUES)?;
         for (index, step) in self.steps.iter().enumerate() {
@@ -94,7 +100,13 @@ impl GraphPlan {
 
     fn check_step(&self, step: &Step, slots: &mut Written, num_layers: usize) -> Checked {
         match step {
-            Step::Call { region, inputs, parameters, outputs, release } => {
+            Step::Call {
+                region,
+                inputs,
+                parameters,
+                outputs,
+                release,
+            } => {
                 inside(*region, self.regions.len(), "region")?;
                 let called = &self.regions[*region as usize];
                 let fits = called.num_inputs as usize == inputs.len()
@@ -110,13 +122,23 @@ impl GraphPlan {
                 slots.write(outputs, "slot")?;
                 slots.release(release, "slot")
             }
-            Step::Effect { op, inputs, outputs, types, release } => {
+            Step::Effect {
+                op,
+                inputs,
+                outputs,
+                types,
+                release,
+            } => {
                 match op {
                     Op::Attention { layer } => inside(*layer, num_layers, "layer")?,
                     other => return Err(format!("{} is no effect", other.name())),
                 }
                 if types.len() != outputs.len() {
-                    return Err(format!("{} types for {} results", types.len(), outputs.len()));
+                    return Err(format!(
+                        "{} types for {} results",
+                        types.len(),
+                        outputs.len()
+                    ));
                 }
                 slots.read(inputs, "slot")?;
                 slots.write(outputs, "slot")?;
@@ -128,19 +150,39 @@ impl GraphPlan {
 
 impl Region {
     fn check(&self) -> Checked {
-        let given = self.num_inputs.checked_add(self.num_parameters).ok_or("too many registers")?;
+        let given = self
+            .num_inputs
+            .checked_add(self.num_parameters)
+            .ok_or("too many registers")?;
         let mut registers = Written::new(self.num_registers, given, MAX_VALUES)?;
         for (index, instruction) in self.instructions.iter().enumerate() {
-            let place = |reason: String| format!("instruction {index} ({}): {reason}", instruction.op.name());
-            if instruction.op.is_effect() || matches!(instruction.op, Op::Input(_) | Op::Parameter(_) | Op::Project(_)) {
+            let place = |reason: String| {
+                format!("instruction {index} ({}): {reason}", instruction.op.name())
+            };
+            if instruction.op.is_effect()
+                || matches!(
+                    instruction.op,
+                    Op::Input(_) | Op::Parameter(_) | Op::Project(_)
+                )
+            {
                 return Err(place("it does not stand in a region".into()));
             }
             if instruction.types.len() != instruction.outputs.len() {
-                return Err(place(format!("{} types for {} results", instruction.types.len(), instruction.outputs.len())));
+                return Err(place(format!(
+                    "{} types for {} results",
+                    instruction.types.len(),
+                    instruction.outputs.len()
+                )));
             }
-            registers.read(&instruction.inputs, "register").map_err(place)?;
-            registers.write(&instruction.outputs, "register").map_err(place)?;
-            registers.release(&instruction.release, "register").map_err(place)?;
+            registers
+                .read(&instruction.inputs, "register")
+                .map_err(place)?;
+            registers
+                .write(&instruction.outputs, "register")
+                .map_err(place)?;
+            registers
+                .release(&instruction.release, "register")
+                .map_err(place)?;
         }
         registers.read(&self.outputs, "register")
     }

@@ -3,11 +3,9 @@
 
 mod build;
 mod check;
-mod dump;
 mod partition;
 
 pub use build::{PlanReport, build};
-pub use dump::{dump_graph, dump_plan};
 
 use crate::error::Error;
 use crate::ir::{Dim, Float, Op, TensorType};
@@ -139,21 +137,40 @@ pub struct Instruction {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Step {
-    Call { region: u32, inputs: Vec<Slot>, parameters: Vec<u32>, outputs: Vec<Slot>, release: Vec<Slot> },
+    Call {
+        region: u32,
+        inputs: Vec<Slot>,
+        parameters: Vec<u32>,
+        outputs: Vec<Slot>,
+        release: Vec<Slot>,
+    },
     /// `Op::Attention`.
-    Effect { op: Op, inputs: Vec<Slot>, outputs: Vec<Slot>, types: Vec<TensorType>, release: Vec<Slot> },
+    Effect {
+        op: Op,
+        inputs: Vec<Slot>,
+        outputs: Vec<Slot>,
+        types: Vec<TensorType>,
+        release: Vec<Slot>,
+    },
 }
 
 impl Plan {
     /// Canonical bytes: the same plan gives the same bytes on every machine.
     pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
-        serde_json::to_vec(self).map_err(|error| Error::Malformed { what: "plan", reason: error.to_string() })
+        serde_json::to_vec(self).map_err(|error| Error::Malformed {
+            what: "plan",
+            reason: error.to_string(),
+        })
     }
 
     /// Reads a plan and checks every index in it, so that the executor may trust them.
     pub fn from_bytes(bytes: &[u8]) -> Result<Plan, Error> {
-        let malformed = |reason: String| Error::Malformed { what: "plan", reason };
-        let plan: Plan = serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+        let malformed = |reason: String| Error::Malformed {
+            what: "plan",
+            reason,
+        };
+        let plan: Plan =
+            serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
         if plan.format != PLAN_FORMAT || plan.version != PLAN_VERSION {
             return Err(malformed(format!(
                 "it is {:?} version {}, and this build reads {PLAN_FORMAT:?} version {PLAN_VERSION}: lower the model again",
@@ -171,10 +188,18 @@ impl Plan {
 
     /// Paths of the tensors that the checkpoint or the model's construction provides, each once.
     pub fn checkpoint_parameters(&self) -> Vec<String> {
-        let folded = |graph: &GraphPlan| graph.folds.iter().map(|fold| fold.outputs.len()).sum::<usize>();
+        let folded = |graph: &GraphPlan| {
+            graph
+                .folds
+                .iter()
+                .map(|fold| fold.outputs.len())
+                .sum::<usize>()
+        };
         let of_graphs = self.graphs.iter().flat_map(|graph| {
             let given = graph.parameters.len().saturating_sub(folded(graph));
-            graph.parameters[..given].iter().map(|binding| binding.name.clone())
+            graph.parameters[..given]
+                .iter()
+                .map(|binding| binding.name.clone())
         });
         let sinks = self.layers.iter().filter_map(|layer| layer.sinks.clone());
         let paths: std::collections::BTreeSet<String> = of_graphs.chain(sinks).collect();
@@ -189,5 +214,8 @@ impl Plan {
 
 /// Sizes under a binding of the symbols; `None` where a size is unbound, negative or too large.
 pub fn eval_shape(shape: &[Dim], symbols: &[i64]) -> Option<Vec<i32>> {
-    shape.iter().map(|dim| dim.eval(symbols).filter(|size| *size >= 0)?.try_into().ok()).collect()
+    shape
+        .iter()
+        .map(|dim| dim.eval(symbols).filter(|size| *size >= 0)?.try_into().ok())
+        .collect()
 }

@@ -50,7 +50,10 @@ pub fn places(graph: &Graph) -> Vec<Place> {
             })
             .max()
             .unwrap_or(0);
-        let fixed = node.types.iter().all(|t| t.shape.iter().all(|dim| dim.fixed().is_some()));
+        let fixed = node
+            .types
+            .iter()
+            .all(|t| t.shape.iter().all(|dim| dim.fixed().is_some()));
         let constant = fixed
             && !matches!(node.op, Op::Island { .. })
             && !has_symbol(&node.op)
@@ -80,7 +83,9 @@ pub fn outputs(graph: &Graph, places: &[Place]) -> Vec<Vec<Value>> {
     let mut outputs: Vec<Vec<Value>> = Vec::new();
     let mut known: HashSet<Value> = HashSet::new();
     let mut emit = |value: Value, reader: Place| {
-        let Place::Piece(level) = places[value.node.index()] else { return };
+        let Place::Piece(level) = places[value.node.index()] else {
+            return;
+        };
         if reader != Place::Piece(level) && known.insert(value) {
             let level = level as usize;
             outputs.resize_with(outputs.len().max(level + 1), Vec::new);
@@ -99,7 +104,10 @@ pub fn outputs(graph: &Graph, places: &[Place]) -> Vec<Vec<Value>> {
             }
         }
     }
-    graph.outputs.iter().for_each(|output| emit(*output, Place::Input));
+    graph
+        .outputs
+        .iter()
+        .for_each(|output| emit(*output, Place::Input));
     outputs
 }
 
@@ -110,7 +118,12 @@ pub fn piece(graph: &Graph, places: &[Place], level: u32, outputs: Vec<Value>) -
         Place::Piece(of) => of < level && matches!(graph.node(value.node).op, Op::Reshape { .. }),
         _ => false,
     };
-    let mut piece = Piece { graph: Graph::default(), inputs: vec![], parameters: vec![], outputs };
+    let mut piece = Piece {
+        graph: Graph::default(),
+        inputs: vec![],
+        parameters: vec![],
+        outputs,
+    };
     let mut copied: HashMap<Value, Value> = HashMap::new();
     for root in piece.outputs.clone() {
         let mut stack = vec![root];
@@ -120,15 +133,36 @@ pub fn piece(graph: &Graph, places: &[Place], level: u32, outputs: Vec<Value>) -
                 continue;
             }
             let inside = inside(value);
-            let operands = if inside { graph.operands(value.node) } else { Vec::new() };
+            let operands = if inside {
+                graph.operands(value.node)
+            } else {
+                Vec::new()
+            };
             let before = stack.len();
-            stack.extend(operands.iter().rev().filter(|operand| !copied.contains_key(operand)));
+            stack.extend(
+                operands
+                    .iter()
+                    .rev()
+                    .filter(|operand| !copied.contains_key(operand)),
+            );
             if stack.len() > before {
                 continue;
             }
             stack.pop();
-            let place = if inside { Place::Piece(level) } else { places[value.node.index()] };
-            copy(graph, place, level, &mut piece, &mut copied, value, &operands);
+            let place = if inside {
+                Place::Piece(level)
+            } else {
+                places[value.node.index()]
+            };
+            copy(
+                graph,
+                place,
+                level,
+                &mut piece,
+                &mut copied,
+                value,
+                &operands,
+            );
         }
     }
     piece.graph.outputs = piece.outputs.iter().map(|output| copied[output]).collect();
@@ -155,15 +189,28 @@ fn copy(
     let node = graph.node(value.node);
     let leaf = |piece: &mut Piece, op: Op| {
         let types = vec![graph.value_type(value).clone()];
-        Value { node: piece.graph.add(op, &[], types, node.source.clone()), output: 0 }
+        Value {
+            node: piece.graph.add(op, &[], types, node.source.clone()),
+            output: 0,
+        }
     };
     match place {
         Place::Piece(of) if of == level => {
             let operands: Vec<Value> = operands.iter().map(|operand| copied[operand]).collect();
-            let id: NodeId =
-                piece.graph.add(node.op.clone(), &operands, node.types.clone(), node.source.clone());
+            let id: NodeId = piece.graph.add(
+                node.op.clone(),
+                &operands,
+                node.types.clone(),
+                node.source.clone(),
+            );
             for output in 0..node.types.len() as u32 {
-                copied.insert(Value { node: value.node, output }, Value { node: id, output });
+                copied.insert(
+                    Value {
+                        node: value.node,
+                        output,
+                    },
+                    Value { node: id, output },
+                );
             }
         }
         Place::Scalar => {

@@ -20,12 +20,18 @@ struct Choice<'a> {
 }
 
 /// The cheapest graph that computes the roots.
-pub fn extract(egraph: &Terms, roots: &[Id], sources: &[(Id, Rc<Source>)]) -> Result<Graph, String> {
+pub fn extract(
+    egraph: &Terms,
+    roots: &[Id],
+    sources: &[(Id, Rc<Source>)],
+) -> Result<Graph, String> {
     let mut choices = choose(egraph);
     share_results(egraph, roots, &mut choices);
     let mut origin: HashMap<Id, Rc<Source>> = HashMap::new();
     for (class, source) in sources {
-        origin.entry(egraph.find(*class)).or_insert_with(|| source.clone());
+        origin
+            .entry(egraph.find(*class))
+            .or_insert_with(|| source.clone());
     }
     let mut graph = Graph::default();
     let mut built: HashMap<Id, Value> = HashMap::new();
@@ -37,9 +43,18 @@ pub fn extract(egraph: &Terms, roots: &[Id], sources: &[(Id, Rc<Source>)]) -> Re
                 continue;
             }
             let choice = choices.get(&class).ok_or("a class has no finite form")?;
-            let children: Vec<Id> = choice.term.children().iter().map(|child| egraph.find(*child)).collect();
-            let missing: Vec<Id> =
-                children.iter().rev().copied().filter(|child| !built.contains_key(child)).collect();
+            let children: Vec<Id> = choice
+                .term
+                .children()
+                .iter()
+                .map(|child| egraph.find(*child))
+                .collect();
+            let missing: Vec<Id> = children
+                .iter()
+                .rev()
+                .copied()
+                .filter(|child| !built.contains_key(child))
+                .collect();
             if !missing.is_empty() {
                 stack.extend(missing);
                 continue;
@@ -47,17 +62,26 @@ pub fn extract(egraph: &Terms, roots: &[Id], sources: &[(Id, Rc<Source>)]) -> Re
             stack.pop();
             let operands: Vec<Value> = children.iter().map(|child| built[child]).collect();
             let value = match &choice.term.op {
-                Op::Project(output) => Value { node: operands[0].node, output: *output },
+                Op::Project(output) => Value {
+                    node: operands[0].node,
+                    output: *output,
+                },
                 op => {
                     let types = egraph[class].data.clone();
                     let source = origin.get(&class).cloned();
-                    Value { node: graph.add(op.clone(), &operands, types, source), output: 0 }
+                    Value {
+                        node: graph.add(op.clone(), &operands, types, source),
+                        output: 0,
+                    }
                 }
             };
             built.insert(class, value);
         }
     }
-    graph.outputs = roots.iter().map(|root| built[&egraph.find(*root)]).collect();
+    graph.outputs = roots
+        .iter()
+        .map(|root| built[&egraph.find(*root)])
+        .collect();
     name_fused(&mut graph, egraph, &origin, &built);
     Ok(graph)
 }
@@ -73,7 +97,9 @@ fn share_results<'a>(egraph: &'a Terms, roots: &[Id], choices: &mut HashMap<Id, 
                 continue;
             }
             let shared = egraph[*class].nodes.iter().find(|term| {
-                let Op::Project(_) = term.op else { return false };
+                let Op::Project(_) = term.op else {
+                    return false;
+                };
                 let whole = egraph.find(term.children[0]);
                 needed.contains(&whole) && !reaches(egraph, choices, whole, *class)
             });
@@ -94,7 +120,13 @@ fn needed(egraph: &Terms, roots: &[Id], choices: &HashMap<Id, Choice>) -> BTreeS
         if needed.insert(class)
             && let Some(choice) = choices.get(&class)
         {
-            stack.extend(choice.term.children().iter().map(|child| egraph.find(*child)));
+            stack.extend(
+                choice
+                    .term
+                    .children()
+                    .iter()
+                    .map(|child| egraph.find(*child)),
+            );
         }
     }
     needed
@@ -131,10 +163,12 @@ fn choose(egraph: &Terms) -> HashMap<Id, Choice<'_>> {
         let mut changed = false;
         for class in &classes {
             for term in &egraph[*class].nodes {
-                let Some(candidate) = price(egraph, *class, term, &choices) else { continue };
-                let better = choices.get(class).is_none_or(|best| {
-                    (candidate.total, candidate.term) < (best.total, best.term)
-                });
+                let Some(candidate) = price(egraph, *class, term, &choices) else {
+                    continue;
+                };
+                let better = choices
+                    .get(class)
+                    .is_none_or(|best| (candidate.total, candidate.term) < (best.total, best.term));
                 if better {
                     choices.insert(*class, candidate);
                     changed = true;
@@ -148,7 +182,12 @@ fn choose(egraph: &Terms) -> HashMap<Id, Choice<'_>> {
 }
 
 /// The price of a term under the present choices; `None` if an operand has no form yet or needs this class.
-fn price<'a>(egraph: &Terms, class: Id, term: &'a Term, choices: &HashMap<Id, Choice>) -> Option<Choice<'a>> {
+fn price<'a>(
+    egraph: &Terms,
+    class: Id,
+    term: &'a Term,
+    choices: &HashMap<Id, Choice>,
+) -> Option<Choice<'a>> {
     let mut paid = BTreeMap::new();
     for child in term.children() {
         let child = choices.get(&egraph.find(*child))?;
@@ -162,5 +201,9 @@ fn price<'a>(egraph: &Terms, class: Id, term: &'a Term, choices: &HashMap<Id, Ch
         return None;
     }
     paid.insert(class, cost(&term.op));
-    Some(Choice { term, total: paid.values().sum(), paid })
+    Some(Choice {
+        term,
+        total: paid.values().sum(),
+        paid,
+    })
 }

@@ -49,53 +49,161 @@ fn is_last(axes: &[usize], rank: usize) -> bool {
 
 /// Every name that a pattern may use.
 static PREDICATES: &[Predicate] = &[
-    Predicate { name: "add", kind: "add", commutative: true, accepts: any },
-    Predicate { name: "sub", kind: "sub", commutative: false, accepts: any },
-    Predicate { name: "mul", kind: "mul", commutative: true, accepts: any },
-    Predicate { name: "div", kind: "div", commutative: false, accepts: any },
-    Predicate { name: "square", kind: "square", commutative: false, accepts: any },
-    Predicate { name: "rsqrt", kind: "rsqrt", commutative: false, accepts: any },
-    Predicate { name: "silu", kind: "silu", commutative: false, accepts: any },
-    Predicate { name: "gelu", kind: "gelu", commutative: false, accepts: any },
-    Predicate { name: "gelu_tanh", kind: "gelu_tanh", commutative: false, accepts: any },
-    Predicate { name: "relu", kind: "relu", commutative: false, accepts: any },
-    Predicate { name: "cast", kind: "cast", commutative: false, accepts: any },
+    Predicate {
+        name: "add",
+        kind: "add",
+        commutative: true,
+        accepts: any,
+    },
+    Predicate {
+        name: "sub",
+        kind: "sub",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "mul",
+        kind: "mul",
+        commutative: true,
+        accepts: any,
+    },
+    Predicate {
+        name: "div",
+        kind: "div",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "square",
+        kind: "square",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "rsqrt",
+        kind: "rsqrt",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "silu",
+        kind: "silu",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "gelu",
+        kind: "gelu",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "gelu_tanh",
+        kind: "gelu_tanh",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "relu",
+        kind: "relu",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "cast",
+        kind: "cast",
+        commutative: false,
+        accepts: any,
+    },
     Predicate {
         name: "cast_f32",
-        kind: "cast", commutative: false,
-        accepts: |op, _| matches!(op, Op::Cast { dtype: DType::Float32 }),
+        kind: "cast",
+        commutative: false,
+        accepts: |op, _| {
+            matches!(
+                op,
+                Op::Cast {
+                    dtype: DType::Float32
+                }
+            )
+        },
     },
     Predicate {
         name: "mean_last",
-        kind: "mean", commutative: false,
+        kind: "mean",
+        commutative: false,
         accepts: |op, rank| matches!(op, Op::Reduce { axes, keepdims: true, .. } if is_last(axes, rank)),
     },
-    Predicate { name: "concat_last", kind: "concat", commutative: false, accepts: |op, rank| matches!(op, Op::Concat { axis } if axis + 1 == rank) },
+    Predicate {
+        name: "concat_last",
+        kind: "concat",
+        commutative: false,
+        accepts: |op, rank| matches!(op, Op::Concat { axis } if axis + 1 == rank),
+    },
     Predicate {
         name: "first_half",
-        kind: "slice", commutative: false,
+        kind: "slice",
+        commutative: false,
         accepts: |op, rank| match op {
-            Op::Slice { axis, start: Dim::Fixed(0), stop, step: 1, length } => {
-                axis + 1 == rank && stop.checked_mul(Dim::Fixed(2)) == Some(*length)
-            }
+            Op::Slice {
+                axis,
+                start: Dim::Fixed(0),
+                stop,
+                step: 1,
+                length,
+            } => axis + 1 == rank && stop.checked_mul(Dim::Fixed(2)) == Some(*length),
             _ => false,
         },
     },
     Predicate {
         name: "second_half",
-        kind: "slice", commutative: false,
+        kind: "slice",
+        commutative: false,
         accepts: |op, rank| match op {
-            Op::Slice { axis, start, stop, step: 1, length } => {
-                axis + 1 == rank && stop == length && start.checked_mul(Dim::Fixed(2)) == Some(*length)
+            Op::Slice {
+                axis,
+                start,
+                stop,
+                step: 1,
+                length,
+            } => {
+                axis + 1 == rank
+                    && stop == length
+                    && start.checked_mul(Dim::Fixed(2)) == Some(*length)
             }
             _ => false,
         },
     },
-    Predicate { name: "reshape", kind: "reshape", commutative: false, accepts: any },
-    Predicate { name: "transpose", kind: "transpose", commutative: false, accepts: any },
-    Predicate { name: "matmul", kind: "matmul", commutative: false, accepts: any },
-    Predicate { name: "take", kind: "take", commutative: false, accepts: any },
-    Predicate { name: "rms_norm", kind: "rms_norm", commutative: false, accepts: any },
+    Predicate {
+        name: "reshape",
+        kind: "reshape",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "transpose",
+        kind: "transpose",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "matmul",
+        kind: "matmul",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "take",
+        kind: "take",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "rms_norm",
+        kind: "rms_norm",
+        commutative: false,
+        accepts: any,
+    },
 ];
 
 impl Language for Term {
@@ -137,10 +245,18 @@ impl Analysis<Term> for Types {
 
     fn make(egraph: &mut Terms, term: &Term, _: Id) -> Vec<TensorType> {
         if let Op::Project(index) = &term.op {
-            return egraph[term.children[0]].data.get(*index as usize).cloned().into_iter().collect();
+            return egraph[term.children[0]]
+                .data
+                .get(*index as usize)
+                .cloned()
+                .into_iter()
+                .collect();
         }
-        let operands: Vec<&TensorType> =
-            term.children.iter().filter_map(|child| egraph[*child].data.first()).collect();
+        let operands: Vec<&TensorType> = term
+            .children
+            .iter()
+            .filter_map(|child| egraph[*child].data.first())
+            .collect();
         match infer(&term.op, &operands) {
             Some(inferred) => inferred.unwrap_or_default(),
             None => term.types.clone(),
@@ -155,8 +271,16 @@ impl Analysis<Term> for Types {
 }
 
 fn term(egraph: &Terms, op: Op, types: Vec<TensorType>, children: Vec<Id>) -> Term {
-    let rank = children.first().and_then(|child| egraph[*child].data.first()).map_or(0, TensorType::rank);
-    Term { op, rank, types, children }
+    let rank = children
+        .first()
+        .and_then(|child| egraph[*child].data.first())
+        .map_or(0, TensorType::rank);
+    Term {
+        op,
+        rank,
+        types,
+        children,
+    }
 }
 
 /// Adds a node of the region, whose types are known. They stay with the operator only where they
@@ -172,9 +296,12 @@ pub fn add_original(egraph: &mut Terms, op: Op, types: Vec<TensorType>, children
 
 /// Adds an operator; `None` when its operands do not fit it.
 pub fn add(egraph: &mut Terms, op: Op, children: Vec<Id>) -> Option<Id> {
-    let operands: Vec<&TensorType> =
-        children.iter().filter_map(|child| egraph[*child].data.first()).collect();
-    let fits = matches!(op, Op::Project(_)) || infer(&op, &operands).is_some_and(|inferred| inferred.is_ok());
+    let operands: Vec<&TensorType> = children
+        .iter()
+        .filter_map(|child| egraph[*child].data.first())
+        .collect();
+    let fits = matches!(op, Op::Project(_))
+        || infer(&op, &operands).is_some_and(|inferred| inferred.is_ok());
     fits.then(|| add_original(egraph, op, Vec::new(), children))
 }
 
@@ -185,7 +312,10 @@ pub fn lookup(egraph: &Terms, op: Op, children: Vec<Id>) -> Option<Id> {
 
 /// Operators of a class with their operands.
 pub fn ops(egraph: &Terms, class: Id) -> impl Iterator<Item = (&Op, &[Id])> {
-    egraph[class].nodes.iter().map(|term| (&term.op, term.children.as_slice()))
+    egraph[class]
+        .nodes
+        .iter()
+        .map(|term| (&term.op, term.children.as_slice()))
 }
 
 /// Type of a class's only or first result.
@@ -200,8 +330,17 @@ mod tests {
 
     #[test]
     fn mean_last_is_the_mean_over_the_last_axis_only() {
-        let mean = Op::Reduce { function: Reduction::Mean, axes: vec![1], keepdims: true };
-        let of_rank = |rank| Term { op: mean.clone(), rank, types: vec![], children: vec![] };
+        let mean = Op::Reduce {
+            function: Reduction::Mean,
+            axes: vec![1],
+            keepdims: true,
+        };
+        let of_rank = |rank| Term {
+            op: mean.clone(),
+            rank,
+            types: vec![],
+            children: vec![],
+        };
         let mean_last = Predicate::named("mean_last").unwrap();
         assert!(mean_last.accepts(&of_rank(2)));
         assert!(!mean_last.accepts(&of_rank(3)));

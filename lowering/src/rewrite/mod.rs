@@ -12,7 +12,9 @@ pub use pattern::Pattern;
 use crate::error::{Error, Result};
 use crate::ir::{Graph, Op, Source, TensorType, Value};
 use crate::rules::{self, Build, Match, Right, Rule};
-use egg::{Applier, Id, PatternAst, Rewrite, Runner, SimpleScheduler, StopReason, Subst, Symbol, Var};
+use egg::{
+    Applier, Id, PatternAst, Rewrite, Runner, SimpleScheduler, StopReason, Subst, Symbol, Var,
+};
 use language::{Term, Terms, Types};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -46,10 +48,14 @@ impl Applier<Term, Types> for RuleApplier {
         _: Option<&PatternAst<Term>>,
         rule_name: Symbol,
     ) -> Vec<Id> {
-        let Some(Right { root: right, also }) = apply(self.0, egraph, root, subst) else { return Vec::new() };
+        let Some(Right { root: right, also }) = apply(self.0, egraph, root, subst) else {
+            return Vec::new();
+        };
         let mut joined = Vec::new();
         for (left, right) in std::iter::once((root, right)).chain(also) {
-            let Some(right) = build(egraph, right) else { continue };
+            let Some(right) = build(egraph, right) else {
+                continue;
+            };
             let same_type = egraph[left].data == egraph[right].data;
             if same_type && egraph.union_trusted(left, right, rule_name) {
                 joined.push(left);
@@ -66,15 +72,21 @@ impl Applier<Term, Types> for RuleApplier {
 /// The right side, where all guards hold.
 fn apply(rule: &Rule, egraph: &Terms, root: Id, subst: &Subst) -> Option<Right> {
     let m = Match::new(egraph, root, subst);
-    if rule.guards.iter().all(|(_, holds)| holds(&m)) { (rule.right)(&m) } else { None }
+    if rule.guards.iter().all(|(_, holds)| holds(&m)) {
+        (rule.right)(&m)
+    } else {
+        None
+    }
 }
 
 fn build(egraph: &mut Terms, term: Build) -> Option<Id> {
     match term {
         Build::Class(class) => Some(class),
         Build::Node(op, operands) => {
-            let operands: Option<Vec<Id>> =
-                operands.into_iter().map(|operand| build(egraph, operand)).collect();
+            let operands: Option<Vec<Id>> = operands
+                .into_iter()
+                .map(|operand| build(egraph, operand))
+                .collect();
             language::add(egraph, op, operands?)
         }
     }
@@ -88,8 +100,13 @@ static REWRITES: LazyLock<Result<Vec<Rewrite<Term, Types>>, String>> = LazyLock:
 
 /// Rewrites a region to saturation and extracts its cheapest form.
 pub fn rewrite(region: &Graph) -> Result<Rewritten> {
-    let internal = |reason: String| Error::Verifier { stage: "rewriting", reason };
-    let rewrites = REWRITES.as_ref().map_err(|reason| internal(reason.clone()))?;
+    let internal = |reason: String| Error::Verifier {
+        stage: "rewriting",
+        reason,
+    };
+    let rewrites = REWRITES
+        .as_ref()
+        .map_err(|reason| internal(reason.clone()))?;
     let mut egraph = Terms::new(Types);
     let mut classes: Vec<Id> = Vec::with_capacity(region.len());
     let mut sources: Vec<(Id, Rc<Source>)> = Vec::new();
@@ -100,14 +117,18 @@ pub fn rewrite(region: &Graph) -> Result<Rewritten> {
             .map(|operand| result(&mut egraph, region, &classes, *operand))
             .collect();
         let node = region.node(id);
-        let class = language::add_original(&mut egraph, node.op.clone(), node.types.clone(), children);
+        let class =
+            language::add_original(&mut egraph, node.op.clone(), node.types.clone(), children);
         if let Some(source) = &node.source {
             sources.push((class, source.clone()));
         }
         classes.push(class);
     }
-    let roots: Vec<Id> =
-        region.outputs.iter().map(|output| result(&mut egraph, region, &classes, *output)).collect();
+    let roots: Vec<Id> = region
+        .outputs
+        .iter()
+        .map(|output| result(&mut egraph, region, &classes, *output))
+        .collect();
     egraph.rebuild();
     let runner = Runner::<Term, Types>::new(Types)
         .with_egraph(egraph)

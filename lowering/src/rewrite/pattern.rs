@@ -16,7 +16,11 @@ pub enum Pattern {
     /// `?x`: any class, the same wherever it stands.
     Variable(Var),
     /// `(name ..)` or `?n:(name ..)`.
-    Node { bind: Option<Var>, name: &'static str, children: Vec<Pattern> },
+    Node {
+        bind: Option<Var>,
+        name: &'static str,
+        children: Vec<Pattern>,
+    },
 }
 
 impl FromStr for Pattern {
@@ -37,7 +41,9 @@ fn variable(name: &str) -> Result<Var, String> {
     name.parse().map_err(|_| format!("{name:?} is no variable"))
 }
 
-fn parse<'a>(tokens: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>) -> Result<Pattern, String> {
+fn parse<'a>(
+    tokens: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>,
+) -> Result<Pattern, String> {
     let token = tokens.next().ok_or("the pattern ends early")?;
     let bind = match token.strip_suffix(':') {
         Some(name) => Some(variable(name)?),
@@ -48,13 +54,18 @@ fn parse<'a>(tokens: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>) ->
         return Err(format!("no node after {token:?}"));
     }
     let name = tokens.next().ok_or("the pattern ends early")?;
-    let predicate = Predicate::named(name).ok_or_else(|| format!("no operator is called {name:?}"))?;
+    let predicate =
+        Predicate::named(name).ok_or_else(|| format!("no operator is called {name:?}"))?;
     let mut children = Vec::new();
     loop {
         match tokens.peek() {
             Some(&")") => {
                 tokens.next();
-                return Ok(Pattern::Node { bind, name: predicate.name, children });
+                return Ok(Pattern::Node {
+                    bind,
+                    name: predicate.name,
+                    children,
+                });
             }
             Some(_) => children.push(parse(tokens)?),
             None => return Err("an unclosed node".into()),
@@ -73,8 +84,14 @@ impl Pattern {
                     _ => found.push(bound),
                 }
             }
-            Pattern::Node { bind, name, children } => {
-                let Some(predicate) = Predicate::named(name) else { return };
+            Pattern::Node {
+                bind,
+                name,
+                children,
+            } => {
+                let Some(predicate) = Predicate::named(name) else {
+                    return;
+                };
                 let mut bound = bound.clone();
                 if let Some(variable) = bind {
                     bound.insert(*variable, class);
@@ -99,13 +116,21 @@ impl Pattern {
             Pattern::Variable(variable) => variables.push(*variable),
             Pattern::Node { bind, children, .. } => {
                 variables.extend(bind);
-                children.iter().for_each(|child| child.collect_variables(variables));
+                children
+                    .iter()
+                    .for_each(|child| child.collect_variables(variables));
             }
         }
     }
 }
 
-fn match_children(egraph: &Terms, patterns: &[Pattern], classes: &[Id], bound: &Subst, found: &mut Vec<Subst>) {
+fn match_children(
+    egraph: &Terms,
+    patterns: &[Pattern],
+    classes: &[Id],
+    bound: &Subst,
+    found: &mut Vec<Subst>,
+) {
     let mut partial = vec![bound.clone()];
     for (pattern, class) in patterns.iter().zip(classes) {
         let mut next = Vec::new();
@@ -118,19 +143,34 @@ fn match_children(egraph: &Terms, patterns: &[Pattern], classes: &[Id], bound: &
 }
 
 impl Searcher<Term, Types> for Pattern {
-    fn search_eclass_with_limit(&self, egraph: &Terms, eclass: Id, limit: usize) -> Option<SearchMatches<'_, Term>> {
+    fn search_eclass_with_limit(
+        &self,
+        egraph: &Terms,
+        eclass: Id,
+        limit: usize,
+    ) -> Option<SearchMatches<'_, Term>> {
         let mut substs = Vec::new();
         self.matches(egraph, eclass, &Subst::default(), &mut substs);
         substs.sort_unstable();
         substs.dedup();
         substs.truncate(limit);
-        (!substs.is_empty()).then_some(SearchMatches { eclass, substs, ast: None::<Cow<_>> })
+        (!substs.is_empty()).then_some(SearchMatches {
+            eclass,
+            substs,
+            ast: None::<Cow<_>>,
+        })
     }
 
     fn search_with_limit(&self, egraph: &Terms, limit: usize) -> Vec<SearchMatches<'_, Term>> {
-        let Pattern::Node { name, .. } = self else { return Vec::new() };
-        let Some(predicate) = Predicate::named(name) else { return Vec::new() };
-        let Some(classes) = egraph.classes_for_op(&predicate.kind) else { return Vec::new() };
+        let Pattern::Node { name, .. } = self else {
+            return Vec::new();
+        };
+        let Some(predicate) = Predicate::named(name) else {
+            return Vec::new();
+        };
+        let Some(classes) = egraph.classes_for_op(&predicate.kind) else {
+            return Vec::new();
+        };
         let mut classes: Vec<Id> = classes.collect();
         classes.sort_unstable();
         classes
@@ -154,9 +194,25 @@ mod tests {
 
     #[test]
     fn malformed_patterns_say_what_is_wrong() {
-        assert!(Pattern::from_str("(mul ?x").unwrap_err().contains("unclosed"));
-        assert!(Pattern::from_str("(nosuch ?x)").unwrap_err().contains("nosuch"));
-        assert!(Pattern::from_str("(mul ?x ?y) ?z").unwrap_err().contains("after"));
-        assert!(Pattern::from_str("(mul x)").unwrap_err().contains("variable"));
+        assert!(
+            Pattern::from_str("(mul ?x")
+                .unwrap_err()
+                .contains("unclosed")
+        );
+        assert!(
+            Pattern::from_str("(nosuch ?x)")
+                .unwrap_err()
+                .contains("nosuch")
+        );
+        assert!(
+            Pattern::from_str("(mul ?x ?y) ?z")
+                .unwrap_err()
+                .contains("after")
+        );
+        assert!(
+            Pattern::from_str("(mul x)")
+                .unwrap_err()
+                .contains("variable")
+        );
     }
 }

@@ -5,7 +5,8 @@ use super::{Guard, Numerics, Rule};
 use crate::ir::{DType, Op};
 
 const WIDENED: Guard = ("the indices were a narrower integer dtype", |m| {
-    m.dtype("?c") == Some(DType::Int64) && matches!(m.dtype("?i"), Some(DType::Int32 | DType::Uint32))
+    m.dtype("?c") == Some(DType::Int64)
+        && matches!(m.dtype("?i"), Some(DType::Int32 | DType::Uint32))
 });
 
 #[rustfmt::skip]

@@ -4,8 +4,12 @@
 use super::{Guard, Numerics, Rule};
 use crate::ir::Op;
 
-const MATRIX: Guard = ("the weight is a matrix", |m| m.type_of("?w").is_some_and(|t| t.rank() == 2));
-const BIAS: Guard = ("the bias is a vector of the columns", |m| m.is_vector_of("?b", "?p"));
+const MATRIX: Guard = ("the weight is a matrix", |m| {
+    m.type_of("?w").is_some_and(|t| t.rank() == 2)
+});
+const BIAS: Guard = ("the bias is a vector of the columns", |m| {
+    m.is_vector_of("?b", "?p")
+});
 
 #[rustfmt::skip]
 pub(super) const RULES: &[Rule] = &[

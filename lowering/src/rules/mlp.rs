@@ -15,7 +15,17 @@ macro_rules! gated {
             numerics: Numerics::Improves,
             left: $left,
             guards: &[],
-            right: |m| Some(m.node(Op::GatedActivation { activation: $activation }, &["?x"]).into()),
+            right: |m| {
+                Some(
+                    m.node(
+                        Op::GatedActivation {
+                            activation: $activation,
+                        },
+                        &["?x"],
+                    )
+                    .into(),
+                )
+            },
         }
     };
 }

@@ -52,7 +52,10 @@ pub struct Right {
 
 impl From<Build> for Right {
     fn from(root: Build) -> Right {
-        Right { root, also: Vec::new() }
+        Right {
+            root,
+            also: Vec::new(),
+        }
     }
 }
 
@@ -66,13 +69,21 @@ pub struct Match<'a> {
 impl<'a> Match<'a> {
     /// A match at `root`.
     pub fn new(egraph: &'a Terms, root: Id, subst: &'a Subst) -> Match<'a> {
-        Match { egraph, root, subst }
+        Match {
+            egraph,
+            root,
+            subst,
+        }
     }
 
     /// The class that a variable stands for. Rules name only variables of their left side, which
     /// [`tests::every_rule_is_well_formed`] checks.
     pub fn id(&self, variable: &str) -> Id {
-        variable.parse().ok().and_then(|variable| self.subst.get(variable).copied()).unwrap_or(self.root)
+        variable
+            .parse()
+            .ok()
+            .and_then(|variable| self.subst.get(variable).copied())
+            .unwrap_or(self.root)
     }
 
     /// Type of a variable's class.
@@ -82,7 +93,13 @@ impl<'a> Match<'a> {
 
     /// `op` on the classes of these variables.
     pub fn node(&self, op: Op, operands: &[&str]) -> Build {
-        Build::Node(op, operands.iter().map(|name| Build::Class(self.id(name))).collect())
+        Build::Node(
+            op,
+            operands
+                .iter()
+                .map(|name| Build::Class(self.id(name)))
+                .collect(),
+        )
     }
 
     /// The class of `op` on a variable's class, if the graph holds it.
@@ -145,11 +162,21 @@ impl<'a> Match<'a> {
     pub fn last_axis_slice(&self, variable: &str) -> Option<LastAxisSlice> {
         let rank = self.type_of(variable)?.rank();
         self.find(variable, |op, children| match op {
-            Op::Slice { axis, start: Dim::Fixed(start), stop: Dim::Fixed(stop), step, length: Dim::Fixed(length) }
-                if axis + 1 == rank =>
-            {
+            Op::Slice {
+                axis,
+                start: Dim::Fixed(start),
+                stop: Dim::Fixed(stop),
+                step,
+                length: Dim::Fixed(length),
+            } if axis + 1 == rank => {
                 let whole = self.egraph.find(children[0]);
-                Some(LastAxisSlice { whole, start: *start, stop: *stop, step: *step, length: *length })
+                Some(LastAxisSlice {
+                    whole,
+                    start: *start,
+                    stop: *stop,
+                    step: *step,
+                    length: *length,
+                })
             }
             _ => None,
         })
@@ -169,7 +196,12 @@ pub struct LastAxisSlice {
 
 /// All rules, in the order in which reports list them.
 pub fn all() -> impl Iterator<Item = &'static Rule> {
-    norm::RULES.iter().chain(rope::RULES).chain(mlp::RULES).chain(linear::RULES).chain(index::RULES)
+    norm::RULES
+        .iter()
+        .chain(rope::RULES)
+        .chain(mlp::RULES)
+        .chain(linear::RULES)
+        .chain(index::RULES)
 }
 
 #[cfg(test)]
@@ -181,7 +213,9 @@ mod tests {
     fn every_rule_is_well_formed() {
         let mut names: Vec<&str> = all().map(|rule| rule.name).collect();
         for rule in all() {
-            rule.left.parse::<Pattern>().unwrap_or_else(|error| panic!("{}: {error}", rule.name));
+            rule.left
+                .parse::<Pattern>()
+                .unwrap_or_else(|error| panic!("{}: {error}", rule.name));
         }
         names.sort_unstable();
         let count = names.len();

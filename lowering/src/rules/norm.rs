@@ -8,18 +8,40 @@
 use super::{Build, Guard, Match, Numerics, Right, Rule};
 use crate::ir::{DType, Float, Op};
 
-const F32: Guard = ("the normalised operand is float32", |m| m.dtype("?x") == Some(DType::Float32));
+const F32: Guard = ("the normalised operand is float32", |m| {
+    m.dtype("?x") == Some(DType::Float32)
+});
 const EPS: Guard = ("eps is a constant", |m| m.scalar("?eps").is_some());
-const WEIGHT: Guard = ("the weight is a vector along the last axis", |m| m.is_vector_of("?w", "?x"));
-const SUM_WEIGHT: Guard = ("the weight is a vector along the last axis", |m| m.is_vector_of("?w", "?a"));
-const WIDE_WEIGHT: Guard = ("the weight is float32", |m| m.dtype("?w") == Some(DType::Float32));
-const NARROW_WEIGHT: Guard = ("the weight has the operand's dtype", |m| m.dtype("?w") == m.dtype("?x"));
-const ROUND_TRIP: Guard = ("the result has the operand's dtype", |m| m.root_dtype() == m.dtype("?x"));
-const ROUNDED: Guard = ("the norm is rounded to the operand's dtype", |m| m.dtype("?r") == m.dtype("?x"));
-const SAME_ADDENDS: Guard = ("both addends have one type", |m| m.type_of("?a") == m.type_of("?b"));
-const SUM_ROUND_TRIP: Guard = ("the result has the addends' dtype", |m| m.root_dtype() == m.dtype("?a"));
-const SUM_ROUNDED: Guard = ("the norm is rounded to the addends' dtype", |m| m.dtype("?r") == m.dtype("?a"));
-const SUM_NARROW_WEIGHT: Guard = ("the weight has the addends' dtype", |m| m.dtype("?w") == m.dtype("?a"));
+const WEIGHT: Guard = ("the weight is a vector along the last axis", |m| {
+    m.is_vector_of("?w", "?x")
+});
+const SUM_WEIGHT: Guard = ("the weight is a vector along the last axis", |m| {
+    m.is_vector_of("?w", "?a")
+});
+const WIDE_WEIGHT: Guard = ("the weight is float32", |m| {
+    m.dtype("?w") == Some(DType::Float32)
+});
+const NARROW_WEIGHT: Guard = ("the weight has the operand's dtype", |m| {
+    m.dtype("?w") == m.dtype("?x")
+});
+const ROUND_TRIP: Guard = ("the result has the operand's dtype", |m| {
+    m.root_dtype() == m.dtype("?x")
+});
+const ROUNDED: Guard = ("the norm is rounded to the operand's dtype", |m| {
+    m.dtype("?r") == m.dtype("?x")
+});
+const SAME_ADDENDS: Guard = ("both addends have one type", |m| {
+    m.type_of("?a") == m.type_of("?b")
+});
+const SUM_ROUND_TRIP: Guard = ("the result has the addends' dtype", |m| {
+    m.root_dtype() == m.dtype("?a")
+});
+const SUM_ROUNDED: Guard = ("the norm is rounded to the addends' dtype", |m| {
+    m.dtype("?r") == m.dtype("?a")
+});
+const SUM_NARROW_WEIGHT: Guard = ("the weight has the addends' dtype", |m| {
+    m.dtype("?w") == m.dtype("?a")
+});
 
 /// eps of the norm that `?n` stands for.
 fn eps(m: &Match) -> Option<Float> {
@@ -45,7 +67,10 @@ fn add_norm(m: &Match, operands: &[&str], rounded_sum: bool) -> Option<Right> {
         true => Some(m.id("?s")),
         false => m.lookup(Op::Cast { dtype }, "?s"),
     };
-    Some(Right { root: project(0), also: sum.map(|sum| (sum, project(1))).into_iter().collect() })
+    Some(Right {
+        root: project(0),
+        also: sum.map(|sum| (sum, project(1))).into_iter().collect(),
+    })
 }
 
 #[rustfmt::skip]

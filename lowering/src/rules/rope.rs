@@ -12,20 +12,29 @@ use super::{Build, Guard, LastAxisSlice, Match, Numerics, Right, Rule};
 use crate::ir::{Dim, Op, RopeStyle};
 use egg::Id;
 
-const HALVES: Guard = ("x1 and x2 are the halves of a head's first elements", |m| halves(m).is_some());
-const EVEN_ODD: Guard = ("x1 and x2 are a head's even and odd elements", |m| even_odd(m).is_some());
+const HALVES: Guard = ("x1 and x2 are the halves of a head's first elements", |m| {
+    halves(m).is_some()
+});
+const EVEN_ODD: Guard = ("x1 and x2 are a head's even and odd elements", |m| {
+    even_odd(m).is_some()
+});
 const ROWS: Guard = ("cos and sin are rows [t, r/2] for all heads", |m| {
     rows(m, "?c").is_some() && rows(m, "?s").is_some()
 });
-const REST: Guard = ("the rest of the head follows the rotated part", |m| rest(m).is_some());
+const REST: Guard = ("the rest of the head follows the rotated part", |m| {
+    rest(m).is_some()
+});
 const INTERLEAVED: Guard = ("y1 and y2 are interleaved on the last axis", |m| {
     let columns = |name| m.type_of(name).and_then(|t| t.last());
-    columns("?y1") == Some(Dim::Fixed(1)) && columns("?y2") == Some(Dim::Fixed(1)) && m.type_of("?y1").is_some_and(|t| t.rank() == 4)
+    columns("?y1") == Some(Dim::Fixed(1))
+        && columns("?y2") == Some(Dim::Fixed(1))
+        && m.type_of("?y1").is_some_and(|t| t.rank() == 4)
 });
 
 fn halves(m: &Match) -> Option<(Id, i64)> {
     let (a, b) = (m.last_axis_slice("?x1")?, m.last_axis_slice("?x2")?);
-    let adjacent = a.whole == b.whole && (a.start, a.step, b.step) == (0, 1, 1) && b.start == a.stop;
+    let adjacent =
+        a.whole == b.whole && (a.start, a.step, b.step) == (0, 1, 1) && b.start == a.stop;
     (adjacent && b.stop == 2 * a.stop).then_some((a.whole, b.stop))
 }
 
@@ -33,13 +42,16 @@ fn even_odd(m: &Match) -> Option<(Id, i64)> {
     let (a, b) = (m.last_axis_slice("?x1")?, m.last_axis_slice("?x2")?);
     let paired = a.whole == b.whole && (a.step, b.step, a.start, b.start) == (2, 2, 0, 1);
     let rotary_dim = b.stop.max(a.stop);
-    (paired && rotary_dim % 2 == 0 && a.stop + 1 >= rotary_dim && b.stop == rotary_dim).then_some((a.whole, rotary_dim))
+    (paired && rotary_dim % 2 == 0 && a.stop + 1 >= rotary_dim && b.stop == rotary_dim)
+        .then_some((a.whole, rotary_dim))
 }
 
 /// The `[t, r/2]` that a `[t, 1, r/2]` was reshaped from.
 fn rows(m: &Match, name: &str) -> Option<Id> {
     let shape = &m.type_of(name)?.shape;
-    let [tokens, Dim::Fixed(1), half] = shape.as_slice() else { return None };
+    let [tokens, Dim::Fixed(1), half] = shape.as_slice() else {
+        return None;
+    };
     m.find(name, |op, children| match op {
         Op::Reshape { .. } => {
             let rows = m.type_of_id(children[0])?;
@@ -52,23 +64,40 @@ fn rows(m: &Match, name: &str) -> Option<Id> {
 /// The rotated whole of which `?head` is the first part, `?tail` being the rest of what it rotates.
 fn rest(m: &Match) -> Option<Id> {
     let (head, tail) = (m.last_axis_slice("?head")?, m.last_axis_slice("?tail")?);
-    let LastAxisSlice { start: 0, step: 1, stop: rotated, .. } = head else { return None };
+    let LastAxisSlice {
+        start: 0,
+        step: 1,
+        stop: rotated,
+        ..
+    } = head
+    else {
+        return None;
+    };
     let follows = tail.start == rotated && tail.stop == tail.length && tail.step == 1;
     let rotates = m.ops(head.whole).any(|(op, children)| {
-        matches!(op, Op::Rope { rotary_dim, .. } if *rotary_dim == rotated) && m.same(children[2], tail.whole)
+        matches!(op, Op::Rope { rotary_dim, .. } if *rotary_dim == rotated)
+            && m.same(children[2], tail.whole)
     });
     (follows && rotates).then_some(head.whole)
 }
 
 /// `rope(x)`, or its first part where only that was rotated.
 fn rope(m: &Match, style: RopeStyle, (whole, rotary_dim): (Id, i64)) -> Option<Right> {
-    let operands = [rows(m, "?c")?, rows(m, "?s")?, whole].map(Build::Class).into();
+    let operands = [rows(m, "?c")?, rows(m, "?s")?, whole]
+        .map(Build::Class)
+        .into();
     let rotated = Build::Node(Op::Rope { style, rotary_dim }, operands);
     let length = m.type_of_id(whole)?.last()?;
     if length == Dim::Fixed(rotary_dim) {
         return Some(rotated.into());
     }
-    let cut = Op::Slice { axis: 2, start: 0.into(), stop: rotary_dim.into(), step: 1, length };
+    let cut = Op::Slice {
+        axis: 2,
+        start: 0.into(),
+        stop: rotary_dim.into(),
+        step: 1,
+        length,
+    };
     Some(Build::Node(cut, vec![rotated]).into())
 }
 
