@@ -127,7 +127,9 @@ def requirements(files: dict[str, bytes]) -> list[str]:
 
 def metadata(files: dict[str, bytes]) -> bytes:
     """The METADATA file: the sdist's own, with our version label and the requirements above."""
-    message = email.message_from_bytes(files["PKG-INFO"], policy=email.policy.compat32)
+    # A folded line is not allowed in METADATA.
+    unfolded = email.policy.compat32.clone(max_line_length=None)
+    message = email.message_from_bytes(files["PKG-INFO"], policy=unfolded)
     message.replace_header("Version", WHEEL_VERSION)
     inherited = message.get_all("Requires-Dist", [])
     del message["Requires-Dist"]

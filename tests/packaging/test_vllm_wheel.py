@@ -43,6 +43,7 @@ resolver = "vllm.plugins:register"
 # Common
 numpy
 certifi >= 2099.1.1
+protobuf >= 5.29.6, !=6.30.*, !=6.32.*, !=6.33.0.*, !=6.33.1.*; platform_machine != "s390x"
 six>=1.16.0; python_version > '3.11' # for pandas
 """,
     "LICENSE": b"A licence.",
@@ -131,10 +132,12 @@ def test_metadata_asks_for_no_cuda_and_for_any_certifi(backend: ModuleType, whee
     assert metadata.get_all("Requires-Dist") == [
         "numpy",
         "certifi",
+        'protobuf!=6.30.*,!=6.32.*,!=6.33.0.*,!=6.33.1.*,>=5.29.6; platform_machine != "s390x"',
         'six>=1.16.0; python_version > "3.11"',
         "torch==2.14.0",
         'pandas; extra == "bench"',
     ]
+    assert not [value for value in metadata.values() if "\n" in value]
     assert "A description." in metadata.get_payload()
     assert entry_points.splitlines() == [
         "[console_scripts]",
