@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vLLM model and the same model lowered, side by side."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+
+from vllm_metal._native import core
+from vllm_metal.capture import capture, fill_parameters, prefill
+
+BLOCK_SIZE = 16
+NUM_BLOCKS = 8
+
+
+@dataclass
+class Lowered:
+    """The model, what it was lowered to, and both runs of it."""
+
+    torch_model: nn.Module
+    vllm_config: VllmConfig
+    plan: Any
+    model: Any
+
+    def oracle(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits of all tokens of one request, by vLLM's model in PyTorch."""
+        positions = torch.arange(len(ids))
+        with prefill(self.vllm_config, len(ids)):
+            hidden = self.torch_model(ids, positions, None, None)
+            return self.torch_model.compute_logits(hidden)
+
+    def run(self, ids: torch.Tensor, computed: int = 0, padding: int = 0) -> torch.Tensor:
+        """Logits of the tokens of one request from ``computed`` on, lowered."""
+        new = len(ids) - computed
+        slots = torch.arange(computed, len(ids))
+        metadata = core.AttentionMetadata(
+            block_table=torch.arange(NUM_BLOCKS, dtype=torch.int32)[None],
+            slot_mapping=torch.cat([slots, torch.full((padding,), -1)]),
+            query_start_loc=torch.tensor([0, new], dtype=torch.int32),
+            seq_lens=torch.tensor([len(ids)], dtype=torch.int32),
+            num_actual_tokens=new,
+        )
+        inputs = {
+            "input_ids": torch.cat([ids[computed:], ids.new_zeros(padding)]),
+            "positions": torch.cat([slots, slots.new_zeros(padding)]),
+        }
+        hidden = self.model.step(inputs, dict.fromkeys(self.plan.layers, metadata))
+        logits = self.model.logits(hidden, torch.arange(new))
+        return torch.from_dlpack(logits)
+
+
+def lower(runtime: Any, build: Callable[..., Any], name: str, dtype: str = "float32") -> Lowered:
+    """Capture, lower and load the tiny model of that name with random weights."""
+    torch_model, vllm_config = build(name, dtype)
+    captured = capture(torch_model, vllm_config)
+    fill_parameters(torch_model)
+    plan = core.lower(captured.document, {"refuse_fallback": True})
+    model = runtime.load(plan, {**captured.buffers, **dict(torch_model.named_parameters())})
+    model.allocate_kv_cache(dict.fromkeys(plan.layers, (NUM_BLOCKS, BLOCK_SIZE, dtype)))
+    return Lowered(torch_model, vllm_config, plan, model)
