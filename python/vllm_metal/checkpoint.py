@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:  # vllm.config imports the platform, which imports us
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
@@ -125,25 +126,56 @@ def check_directory(directory: str | os.PathLike[str]) -> list[StoredTensor]:
     return tensors
 
 
+class _CopiesOf(TorchDispatchMode):
+    """Counts how many elements of one tensor are copied elsewhere while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensor: torch.Tensor | None = None
+        self.copied = 0
+
+    def watch(self, tensor: torch.Tensor | None) -> None:
+        self.tensor, self.copied = tensor, 0
+
+    def partly(self) -> bool:
+        return self.tensor is not None and 0 < self.copied < self.tensor.numel()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.copy_.default and self.tensor is not None:
+            start, source = self.tensor.data_ptr(), args[1]
+            if start <= source.data_ptr() < start + self.tensor.nbytes:
+                self.copied += source.numel()
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def naming_bad_weights(loader: "DefaultModelLoader", tensors: list[StoredTensor]) -> Iterator[None]:
-    """While a vLLM loader loads, turn what its `weight_loader`s raise into a ValueError that names
-    the file and the tensor they were given."""
+    """While a vLLM loader loads, a tensor that does not fit raises ValueError with its name and file.
+
+    vLLM's `weight_loader`s assert shapes without a word, or, where parameters are fused, take the
+    part that fits and leave the rest.
+    """
     files = {tensor.name: tensor.file.name for tensor in tensors}
     loading: tuple[str, torch.Tensor] | None = None
-
+    copies = _CopiesOf()
     get_all_weights = loader.get_all_weights
 
     def traced(*args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
         nonlocal loading
-        for name, tensor in get_all_weights(*args, **kwargs):
-            loading = name, tensor
-            yield name, tensor
+        for loading in get_all_weights(*args, **kwargs):
+            copies.watch(loading[1])
+            yield loading
+            if copies.partly():
+                raise ValueError("only a part of it has a place")
+        copies.watch(None)
         loading = None
 
     loader.get_all_weights = traced  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with copies:
+            yield
     except (AssertionError, RuntimeError, ValueError, KeyError, IndexError) as error:
         if loading is None or isinstance(error, SafetensorError):
             raise

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are damaged or do not fit: one clear error that names the file and the tensor."""
+"""Checkpoints that are damaged or do not fit: one clear error with the file and the tensor."""
 
 import json
 import re
@@ -135,9 +135,9 @@ DAMAGES = [
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_damage_is_named(damage, directory, make_engine):
     message = damage(directory)
-    with pytest.raises((ValueError, RuntimeError), match=re.escape(message)):
-        with make_engine(directory):
-            pass
+    wanted = re.escape(message)
+    with pytest.raises((ValueError, RuntimeError), match=wanted), make_engine(directory):
+        pass
 
 
 def test_split_checkpoint_is_served(directory, make_engine):
@@ -187,20 +187,21 @@ def test_weights_that_do_not_fit(directory, make_engine, monkeypatch):
 def test_one_request_that_does_not_fit(directory, make_engine, monkeypatch):
     monkeypatch.setattr(memory, "total_memory", lambda: 3_000_000)
     message = (
-        r"needs 0\.\d MB of weights, about \d\.\d MB of working memory, and 0\.1 MB of KV cache for "
-        r"one request of 256 tokens; the budget is 2.7 MB of 3.0 MB \(VLLM_METAL_MEMORY_FRACTION="
+        r"needs 0\.\d MB of weights, about \d\.\d MB of working memory, and 0\.1 MB of KV cache "
+        r"for one request of 256 tokens; the budget is 2.7 MB of 3.0 MB \(VLLM_METAL_MEMORY_FRACTION="
         r"0.9\), of which .* Lower --max-model-len"
     )
-    with pytest.raises(ValueError, match=message):
-        with make_engine(directory, max_num_batched_tokens=2048):
-            pass
+    options = {"max_num_batched_tokens": 2048}
+    with pytest.raises(ValueError, match=message), make_engine(directory, **options):
+        pass
 
 
 def test_cache_that_does_not_fit(directory, make_engine, monkeypatch):
     monkeypatch.setattr(memory, "total_memory", lambda: 50_000_000)
-    with pytest.raises(ValueError, match="lower --num-gpu-blocks-override"):
-        with make_engine(directory, num_gpu_blocks_override=100_000):
-            pass
+    options = {"num_gpu_blocks_override": 100_000}
+    message = "lower --num-gpu-blocks-override"
+    with pytest.raises(ValueError, match=message), make_engine(directory, **options):
+        pass
 
 
 def test_cache_takes_no_more_than_it_can_use(directory, make_engine):
