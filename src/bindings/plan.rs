@@ -2,7 +2,7 @@
 //! `Plan`: a lowered model without its weights.
 
 use super::error::lowering as error;
-use ::lowering::lower::{Options, lower as lower_document};
+use ::lowering::lower::{Lowered, Options, lower as lower_document};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -11,14 +11,8 @@ use pyo3::types::{PyBytes, PyDict};
 #[pyclass(frozen, module = "vllm_metal._core")]
 pub struct Plan {
     pub plan: ::lowering::plan::Plan,
-    lowered: Option<Texts>,
-}
-
-/// What only a plan that was just lowered knows.
-struct Texts {
-    report: String,
-    imported: String,
-    planned: String,
+    /// Absent for a plan that was read from bytes.
+    lowered: Option<Lowered>,
 }
 
 /// Lowers an FX document. `options` may hold `refuse_fallback: bool`.
@@ -34,10 +28,7 @@ pub fn lower(
 ) -> PyResult<Plan> {
     let options = parse(options)?;
     let lowered = py.detach(|| lower_document(document, &options)).map_err(error)?;
-    let report = serde_json::to_string(&lowered.report)
-        .map_err(|cause| PyValueError::new_err(cause.to_string()))?;
-    let texts = Texts { report, imported: lowered.imported, planned: lowered.planned };
-    Ok(Plan { plan: lowered.plan, lowered: Some(texts) })
+    Ok(Plan { plan: lowered.plan.clone(), lowered: Some(lowered) })
 }
 
 fn parse(given: Option<&Bound<'_, PyDict>>) -> PyResult<Options> {
@@ -90,24 +81,15 @@ impl Plan {
     }
 
     /// What was fused, lowered and left to PyTorch, as JSON; None for a plan read from bytes.
-    fn report_json(&self) -> Option<&str> {
-        self.lowered.as_ref().map(|texts| texts.report.as_str())
+    fn report_json(&self) -> PyResult<Option<String>> {
+        self.lowered.as_ref().map(|lowered| lowered.report.to_json()).transpose().map_err(error)
     }
 
-    /// Text of the stage `imported` or `plan`, of a plan just lowered, or JSON of `plan`.
+    /// A stage (`captured`, `imported`, `fused`, `plan`) as `text`, `json` or `dot`; None for a plan
+    /// read from bytes. Raises ValueError for another stage or format.
     #[pyo3(signature = (stage, format = "text"))]
-    fn dump(&self, stage: &str, format: &str) -> PyResult<String> {
-        match (stage, format, &self.lowered) {
-            ("imported", "text", Some(texts)) => Ok(texts.imported.clone()),
-            ("plan", "text", Some(texts)) => Ok(texts.planned.clone()),
-            ("plan", "json", _) => {
-                let bytes = self.plan.to_bytes().map_err(error)?;
-                String::from_utf8(bytes).map_err(|cause| PyValueError::new_err(cause.to_string()))
-            }
-            _ => {
-                let reason = format!("no dump of stage {stage:?} in format {format:?}");
-                Err(PyValueError::new_err(reason))
-            }
-        }
+    fn dump(&self, stage: &str, format: &str) -> PyResult<Option<String>> {
+        let (stage, format) = (stage.parse().map_err(error)?, format.parse().map_err(error)?);
+        self.lowered.as_ref().map(|lowered| lowered.dump(stage, format)).transpose().map_err(error)
     }
 }

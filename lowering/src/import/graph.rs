@@ -12,7 +12,7 @@ use crate::plan::{AttentionLayer, Binding, Symbol};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// A node that runs in PyTorch, and why.
 #[derive(Clone, Debug, Serialize)]
@@ -61,7 +61,7 @@ pub fn import_graph(
     let mut fallbacks = Vec::new();
     let mut outputs = Vec::new();
     for node in &fx.nodes {
-        let location = Rc::new(Source {
+        let location = Arc::new(Source {
             node: node.name.clone(),
             target: node.target.clone(),
             module: node.module.clone(),

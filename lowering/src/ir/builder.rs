@@ -4,14 +4,14 @@
 use super::graph::{Graph, Source, TensorType, Value};
 use super::{Binary, DType, Dim, Float, Op, Reduction, Scalar, Unary, infer, product};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// A graph under construction. Methods fail with the reason; the caller knows the place.
 #[derive(Default)]
 pub struct Builder {
     pub graph: Graph,
     /// Attached to nodes built from now on.
-    pub source: Option<Rc<Source>>,
+    pub source: Option<Arc<Source>>,
     known: HashMap<(Op, Vec<Value>, Vec<TensorType>), u32>,
 }
 

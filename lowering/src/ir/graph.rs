@@ -7,7 +7,7 @@ use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Identity of a node in its [`Graph`].
 pub type NodeId = NodeIndex<u32>;
@@ -73,7 +73,7 @@ pub struct Value {
 pub struct Node {
     pub op: Op,
     pub types: Vec<TensorType>,
-    pub source: Option<Rc<Source>>,
+    pub source: Option<Arc<Source>>,
 }
 
 /// An edge carries result `output` of its source as operand `operand` of its target.
@@ -99,7 +99,7 @@ impl Graph {
         op: Op,
         operands: &[Value],
         types: Vec<TensorType>,
-        source: Option<Rc<Source>>,
+        source: Option<Arc<Source>>,
     ) -> NodeId {
         let is_effect = op.is_effect();
         let node = self.nodes.add_node(Node { op, types, source });

@@ -9,7 +9,7 @@ use crate::ir::{Graph, NodeId, Op, Source, TensorType, Value, verify};
 use crate::rewrite::{Rewritten, rewrite};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// How a graph was planned.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -434,7 +434,7 @@ fn flatten(graph: &Graph, piece: &Piece) -> (Region, Vec<Option<Source>>) {
         sources.push(
             node.source
                 .as_ref()
-                .map(|source: &Rc<Source>| (**source).clone()),
+                .map(|source: &Arc<Source>| (**source).clone()),
         );
     }
     let outputs: Vec<Register> = graph

@@ -10,7 +10,7 @@ use super::language::{Term, Terms};
 use crate::ir::{Graph, Node, Op, Source, Value};
 use egg::{Id, Language};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// The cheapest known form of a class: its operator and everything that computing it pays for.
 struct Choice<'a> {
@@ -23,11 +23,11 @@ struct Choice<'a> {
 pub fn extract(
     egraph: &Terms,
     roots: &[Id],
-    sources: &[(Id, Rc<Source>)],
+    sources: &[(Id, Arc<Source>)],
 ) -> Result<Graph, String> {
     let mut choices = choose(egraph);
     share_results(egraph, roots, &mut choices);
-    let mut origin: HashMap<Id, Rc<Source>> = HashMap::new();
+    let mut origin: HashMap<Id, Arc<Source>> = HashMap::new();
     for (class, source) in sources {
         origin
             .entry(egraph.find(*class))
@@ -141,10 +141,10 @@ fn reaches(egraph: &Terms, choices: &HashMap<Id, Choice>, from: Id, class: Id) -
 fn name_fused(
     graph: &mut Graph,
     egraph: &Terms,
-    origin: &HashMap<Id, Rc<Source>>,
+    origin: &HashMap<Id, Arc<Source>>,
     built: &HashMap<Id, Value>,
 ) {
-    let mut named: Vec<(Value, Rc<Source>)> = built
+    let mut named: Vec<(Value, Arc<Source>)> = built
         .iter()
         .filter_map(|(class, value)| Some((*value, origin.get(&egraph.find(*class))?.clone())))
         .collect();

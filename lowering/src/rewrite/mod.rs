@@ -17,7 +17,7 @@ use egg::{
 };
 use language::{Term, Terms, Types};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -109,7 +109,7 @@ pub fn rewrite(region: &Graph) -> Result<Rewritten> {
         .map_err(|reason| internal(reason.clone()))?;
     let mut egraph = Terms::new(Types);
     let mut classes: Vec<Id> = Vec::with_capacity(region.len());
-    let mut sources: Vec<(Id, Rc<Source>)> = Vec::new();
+    let mut sources: Vec<(Id, Arc<Source>)> = Vec::new();
     for id in region.topological() {
         let children: Vec<Id> = region
             .operands(id)
