@@ -25,12 +25,14 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.sequence import IntermediateTensors
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_metal import checkpoint
+from vllm_metal.lowered import HiddenStates, LoweredModel, log_report, log_weights, lower
 from vllm_metal.memory import MemoryBudget, human
 from vllm_metal.sampler import MetalSampler
 
@@ -145,6 +147,54 @@ class MetalModelRunner(CPUModelRunner):
             return super()._bookkeeping_sync(*args, **kwargs)
         finally:
             generators.update(aside)
+
+
+class LoweredModelRunner(MetalModelRunner):
+    """The same runner with the model lowered to MLX. A step stays one lazy MLX graph from the token
+    ids to the logits of the rows that are sampled, and is computed once."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, device: torch.device, budget: MemoryBudget, runtime: Any
+    ) -> None:
+        super().__init__(vllm_config, device, budget)
+        self.runtime = runtime
+        self.lowered: LoweredModel
+
+    def _load_model(self) -> nn.Module:
+        model = super()._load_model()
+        lowering = lower(model, self.vllm_config)
+        log_report(lowering.report)
+        start = time.perf_counter()
+        self.lowered = LoweredModel(self.runtime, lowering, model)
+        log_weights(self.lowered.load_report, time.perf_counter() - start)
+        # vLLM's runner asks the model for logits; all else it asks for is the torch model's.
+        model.compute_logits = self.lowered.compute_logits  # type: ignore[assignment]
+        return model
+
+    def initialize_kv_cache_tensors(
+        self,
+        kv_cache_config: KVCacheConfig,
+        kernel_block_sizes: list[int],
+        kv_cache_allocation_context: AbstractContextManager[None] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        # Layers that share another's cache find it by the plan.
+        self.lowered.allocate_kv_cache(kv_cache_config, kernel_block_sizes)
+        return {}
+
+    def _model_forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> HiddenStates:
+        if input_ids is None or positions is None or inputs_embeds is not None or model_kwargs:
+            raise ValueError("inputs other than token ids and positions are not lowered yet")
+        return self.lowered.step(input_ids, positions)
+
+    def _pool(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        return super()._pool(hidden_states.torch(), *args, **kwargs)
 
 
 def num_cached_tokens(kv_cache_config: KVCacheConfig) -> int:

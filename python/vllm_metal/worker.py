@@ -16,7 +16,7 @@ from vllm.v1.worker.worker_base import CompilationTimes
 from vllm_metal import envs
 from vllm_metal.device import select_device
 from vllm_metal.memory import available_memory, human, memory_budget, working_memory
-from vllm_metal.runner import MetalModelRunner
+from vllm_metal.runner import LoweredModelRunner, MetalModelRunner
 
 logger = init_logger("vllm.metal")
 
@@ -40,8 +40,14 @@ class MetalWorker(Worker):
         )
         set_random_seed(self.model_config.seed)
         if envs.USE_MLX.value():
-            raise NotImplementedError(f"the lowered path; set {envs.USE_MLX.name}=0")
-        self.model_runner = MetalModelRunner(self.vllm_config, self.device, self.budget)
+            from vllm_metal._native import core
+
+            self.runtime = core.Runtime(self.metal_device.name, memory_limit=self.budget.limit)
+            self.model_runner = LoweredModelRunner(
+                self.vllm_config, self.device, self.budget, self.runtime
+            )
+        else:
+            self.model_runner = MetalModelRunner(self.vllm_config, self.device, self.budget)
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         with set_current_vllm_config(self.vllm_config):

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vLLM model lowered to MLX: captured, lowered, loaded, and run a step at a time."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.forward_context import get_forward_context
+from vllm.logger import init_logger
+from vllm.v1.kv_cache_interface import (
+    AttentionSpec,
+    KVCacheConfig,
+    KVCacheSpec,
+    UniformTypeKVCacheSpecs,
+)
+
+from vllm_metal import envs
+from vllm_metal._native import core
+from vllm_metal.attention import MetalAttentionMetadata
+from vllm_metal.capture import Captured, IrOps, capture
+from vllm_metal.islands import run_island
+from vllm_metal.memory import human
+
+logger = init_logger("vllm.metal")
+
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """A captured model and its plan. `report` is the lowering's, with capture's time added."""
+
+    captured: Captured
+    plan: Any
+    report: dict[str, Any]
+
+
+def lower(model: nn.Module, vllm_config: VllmConfig, *, ir_ops: IrOps = "whole") -> Lowering:
+    """Capture and lower `model`, weight-free or loaded.
+
+    Raises CaptureError for a model that cannot be traced, and ValueError for a node without a
+    lowering where VLLM_METAL_FALLBACK=error.
+    """
+    start = time.perf_counter()
+    captured = capture(model, vllm_config, ir_ops=ir_ops)
+    seconds = time.perf_counter() - start
+    options = {"refuse_fallback": envs.FALLBACK.value() == "error"}
+    plan = core.lower(captured.document, options)
+    report = json.loads(plan.report_json())
+    report["timings_ms"] = {"capture": seconds * 1e3, **report["timings_ms"]}
+    return Lowering(captured, plan, report)
+
+
+def log_report(report: Mapping[str, Any]) -> None:
+    """What was compiled, fused and left to PyTorch, in a few lines."""
+    timings = dict(report["timings_ms"])
+    capture_ms = timings.pop("capture")
+    nodes, regions, fused = report["nodes"], report["regions"], report["fused"]
+    logger.info(
+        "metal: captured %s: %s nodes in %.1f s",
+        report["architecture"],
+        f"{nodes['captured']:,}",
+        capture_ms / 1e3,
+    )
+    logger.info(
+        "metal: lowered to %s instructions in %.0f ms: %d regions from %d unique ones",
+        f"{nodes['plan']:,}",
+        sum(timings.values()),
+        regions["total"],
+        regions["unique"],
+    )
+    islands = sum(fallback["count"] for fallback in report["fallback"])
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(fused.items())) or "nothing"
+    logger.info("metal: fused %s; %d islands", counts, islands)
+    if islands:
+        named = ", ".join(
+            f"{island['target']} x{island['count']} ({island['where']})"
+            for island in report["fallback"]
+        )
+        logger.warning(
+            "metal: %d operators run in PyTorch on the CPU (slow): %s; %s=error refuses them",
+            islands,
+            named,
+            envs.FALLBACK.name,
+        )
+
+
+class HiddenStates:
+    """A step's result, not computed yet: the part of a tensor's interface that vLLM's runner uses
+    between forward and sampling. `torch()` computes it."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, lazy: Any) -> None:
+        self.lazy = lazy
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size(self.lazy.shape)
+
+    def __getitem__(self, rows: slice | torch.Tensor) -> "HiddenStates":
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(self.shape[0])
+            if (start, step) == (0, 1):
+                return self if stop == self.shape[0] else HiddenStates(self.lazy.head(stop))
+            rows = torch.arange(start, stop, step)
+        return HiddenStates(self.lazy.rows(rows))
+
+    def torch(self) -> torch.Tensor:
+        return torch.from_dlpack(self.lazy)
+
+
+class LoweredModel:
+    """A plan with its weights in MLX, and the KV caches of its layers."""
+
+    def __init__(self, runtime: Any, lowering: Lowering, model: nn.Module) -> None:
+        weights = {path: weight.detach() for path, weight in model.named_parameters()}
+        tensors = {**weights, **lowering.captured.buffers}
+        for alias, path in lowering.captured.aliases.items():
+            tensors.setdefault(alias, tensors[path])
+        self.plan = lowering.plan
+        # The tensors' memory is shared, not copied: the model keeps them alive.
+        self._model = runtime.load(lowering.plan, tensors, run_island)
+        self.load_report: dict[str, int] = self._model.load_report
+
+    def allocate_kv_cache(self, config: KVCacheConfig, kernel_block_sizes: list[int]) -> int:
+        """MLX arrays for vLLM's cache layout: layers that vLLM places at the same bytes, with blocks
+        of their own, share an array. Returns the bytes of all.
+
+        Raises ValueError for a kind of cache that is not lowered, MemoryError where it does not fit.
+        """
+        sizes: dict[str, tuple[int, int, str]] = {}
+        places: dict[Any, list[str]] = {}
+        kernel_block_size = {
+            name: size
+            for group, size in zip(config.kv_cache_groups, kernel_block_sizes, strict=False)
+            for name in group.layer_names
+        }
+        for tensor in config.kv_cache_tensors:
+            for index, name in enumerate(tensor.layers):
+                spec = _layer_spec(config, name)
+                if not isinstance(spec, AttentionSpec) or name not in self.plan.layers:
+                    raise ValueError(f"layer {name} keeps a {type(spec).__name__}: not lowered yet")
+                block_size = kernel_block_size[name]
+                num_blocks = config.num_blocks_of(tensor) * (spec.block_size // block_size)
+                dtype = str(spec.dtype).removeprefix("torch.")
+                sizes[name] = (num_blocks, block_size, dtype)
+                start = tensor.offset + index * tensor.layer_stride
+                page = (spec.num_kv_heads, spec.head_size, spec.page_size_bytes)
+                places.setdefault((start, page, sizes[name]), []).append(name)
+        shared = [names for names in places.values() if len(names) > 1]
+        return int(self._model.allocate_kv_cache(sizes, shared))
+
+    def step(self, input_ids: torch.Tensor, positions: torch.Tensor) -> HiddenStates:
+        """Hidden states of a step's tokens under vLLM's current forward context.
+
+        input_ids int32[num_tokens], positions int64[num_tokens]. Nothing is computed yet. Raises
+        ValueError, before anything runs, for an index out of range.
+        """
+        inputs = {"input_ids": input_ids, "positions": positions}
+        attention = _attention(get_forward_context().attn_metadata, input_ids.shape[0])
+        return HiddenStates(self._model.step(inputs, attention))
+
+    def compute_logits(self, hidden: HiddenStates) -> torch.Tensor:
+        """float[num_rows, vocab_size] on the CPU; here the step is computed."""
+        return torch.from_dlpack(self._model.logits(hidden.lazy))
+
+
+def _layer_spec(config: KVCacheConfig, name: str) -> KVCacheSpec:
+    group = next(group for group in config.kv_cache_groups if name in group.layer_names)
+    spec = group.kv_cache_spec
+    return spec.kv_cache_specs[name] if isinstance(spec, UniformTypeKVCacheSpecs) else spec
+
+
+def _attention(metadata: Any, num_tokens: int) -> dict[str, Any]:
+    """The runtime's metadata by layer; layers of a KV-cache group share one object."""
+    if metadata is None:
+        raise ValueError("a step without attention metadata")
+    groups: dict[int, Any] = {}
+    for group in metadata.values():
+        if id(group) not in groups:
+            groups[id(group)] = _group(group, num_tokens)
+    return {name: groups[id(group)] for name, group in metadata.items()}
+
+
+def _group(metadata: MetalAttentionMetadata, num_tokens: int) -> Any:
+    if any(metadata.bidirectional_ranges.values()):
+        raise ValueError("spans that see all of themselves are not lowered yet")
+    causal = all(metadata.causal)
+    if not causal and any(metadata.causal):
+        raise ValueError("a batch of causal and bidirectional requests is not lowered yet")
+    slots = metadata.slot_mapping[:num_tokens]
+    if len(slots) < num_tokens:
+        slots = torch.nn.functional.pad(slots, (0, num_tokens - len(slots)), value=-1)
+    requests = len(metadata.seq_lens)
+    return core.AttentionMetadata(
+        block_table=metadata.block_table[:requests],
+        slot_mapping=slots,
+        query_start_loc=torch.tensor(metadata.query_start_loc[: requests + 1], dtype=torch.int32),
+        seq_lens=torch.tensor(metadata.seq_lens, dtype=torch.int32),
+        num_actual_tokens=metadata.num_actual_tokens,
+        causal=causal,
+    )
+
+
+def log_weights(load_report: Mapping[str, int], seconds: float) -> None:
+    """Where the weights lie."""
+    logger.info(
+        "metal: weights: %s used in place, %s copied, %s computed; bound in %.1f s",
+        human(load_report["borrowed_bytes"] + load_report["mapped_bytes"]),
+        human(load_report["copied_bytes"]),
+        human(load_report["folded_bytes"]),
+        seconds,
+    )
