@@ -73,14 +73,17 @@ pub fn bind(
 }
 
 fn to_array(mlx: &Mlx, input: Input, expected: DType) -> Result<Array> {
-    let array = match input {
-        Input::Host(tensor) => tensor.to_array()?,
-        Input::Array(array) => array,
-    };
-    // vLLM keeps token ids as int32, and graphs are captured with int64.
-    match (mlx::dtype(&array), expected) {
-        (Some(DType::Int32), DType::Int64) => Ok(mlx.cast(&array, DType::Int64)?),
-        _ => Ok(array),
+    match input {
+        // vLLM's token ids are int32 and its positions int64; callers may have either.
+        Input::Host(tensor) if tensor.dtype == DType::Int64 && expected == DType::Int32 => {
+            let bytes = tensor.integers_32()?.iter().flat_map(|value| value.to_ne_bytes()).collect();
+            Ok(HostTensor { dtype: expected, bytes, ..tensor }.to_array()?)
+        }
+        Input::Host(tensor) if tensor.dtype == DType::Int32 && expected == DType::Int64 => {
+            Ok(mlx.cast(&tensor.to_array()?, expected)?)
+        }
+        Input::Host(tensor) => Ok(tensor.to_array()?),
+        Input::Array(array) => Ok(array),
     }
 }
 

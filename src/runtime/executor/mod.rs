@@ -8,6 +8,8 @@ mod norm;
 mod pointwise;
 mod reduction;
 mod rope;
+#[cfg(test)]
+mod tests;
 
 pub use graph::{Effects, Graph};
 pub use instruction::{Context, Outputs, execute};
