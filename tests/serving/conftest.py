@@ -22,7 +22,7 @@ from vllm import LLM
 
 from serving import checkpoints
 
-PATHS = {"torch": "0"}
+PATHS = {"lowered": "1", "torch": "0"}
 """The ways to run a model, as values of VLLM_METAL_USE_MLX."""
 
 MakeEngine = Callable[..., AbstractContextManager[LLM]]
