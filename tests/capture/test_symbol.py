@@ -98,6 +98,37 @@ def test_a_failure_names_its_place(build: Build) -> None:
         capture(model, vllm_config)
 
 
+class _ReadsNumber(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * x.sum().item()
+
+
+class _ReadsShape(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten()[x.flatten() > 1]
+
+
+@pytest.mark.parametrize("inner", [_ReadsNumber(), _ReadsShape()])
+def test_what_depends_on_the_data_is_refused(build: Build, inner: nn.Module) -> None:
+    _, vllm_config = build("llama")
+    model = _Model()
+    model.inner = inner
+    with pytest.raises(CaptureError, match=r"module inner.*contents"):
+        capture(model, vllm_config)
+
+
+def test_a_shape_changed_in_place_is_seen(build: Build) -> None:
+    _, vllm_config = build("llama")
+
+    class InPlace(_Model):
+        def step(self, x: torch.Tensor) -> torch.Tensor:
+            return x.neg().unsqueeze_(0).mul_(2)
+
+    nodes = json.loads(capture(InPlace(), vllm_config).document)["graphs"][0]["nodes"]
+    mul = next(node for node in nodes if node.get("target") == "aten.mul_.Tensor")
+    assert mul["value"]["shape"] == [1, "s0", 4]
+
+
 def test_a_compiled_helper_is_traced_through(build: Build) -> None:
     _, vllm_config = build("llama")
 

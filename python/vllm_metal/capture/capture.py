@@ -17,7 +17,7 @@ from vllm_metal.capture.document import document_bytes, graph_json
 from vllm_metal.capture.errors import CaptureError
 from vllm_metal.capture.graph import Node, live_nodes
 from vllm_metal.capture.layers import describe_layers, layer_parameters
-from vllm_metal.capture.symbols import TRACE_TOKENS, token_count
+from vllm_metal.capture.symbols import TRACE_TOKENS
 from vllm_metal.capture.trace import Trace
 
 IrOps = Literal["whole", "decomposed"]
@@ -100,14 +100,13 @@ class _Capture:
         )
 
     def _graph(self, name: str, role: str, run: Any) -> tuple[dict[str, Any], Any]:
-        trace = Trace(self.model)
-        count = token_count(trace.fake_mode, self.trace_tokens)
+        trace = Trace(self.model, self.trace_tokens)
         with (
             _fake_weights(self.model, trace) as originals,
             self._surroundings(),
             trace.recording(),
         ):
-            output = run(trace, count)
+            output = run(trace, trace.count)
         trace.finish(output)
         nodes = live_nodes(trace.nodes)
         check_no_burnt_size(nodes, self.trace_tokens)

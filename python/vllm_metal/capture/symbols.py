@@ -26,7 +26,7 @@ class GuardFreeShapeEnv(ShapeEnv):
     that general path as well: torch assumes a symbolic size to be neither 0 nor 1.
     """
 
-    def __init__(self, on_guard: Callable[[str], None]) -> None:
+    def __init__(self, on_guard: Callable[[sympy.Basic], None]) -> None:
         super().__init__()
         self._on_guard = on_guard
 
@@ -35,22 +35,28 @@ class GuardFreeShapeEnv(ShapeEnv):
         before = len(self.guards)
         result = super().evaluate_expr(orig_expr, *args, **kwargs)
         if len(self.guards) > before:
-            self._on_guard(SymbolNames().text(self.guards[-1].expr))
+            self._on_guard(self.guards[-1].expr)
         return result
 
 
 class SymbolNames:
-    """Prints symbolic sizes with the document's symbol instead of torch's."""
+    """Prints symbolic sizes with the document's symbol in the place of ``count``'s."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: torch.SymInt) -> None:
+        self._count: sympy.Symbol = count.node.expr
+        self._name = sympy.Symbol(TOKEN_SYMBOL, integer=True, positive=True)
         self._texts: dict[sympy.Basic, str] = {}
 
     def text(self, expression: sympy.Basic) -> str:
-        """The expression as sympy prints it, e.g. ``2*s0``."""
+        """The expression as sympy prints it, e.g. ``2*s0``.
+
+        Raises ``ValueError`` for one that depends on the contents of a tensor.
+        """
         found = self._texts.get(expression)
         if found is None:
-            symbol = sympy.Symbol(TOKEN_SYMBOL, integer=True, positive=True)
-            renamed = expression.xreplace(dict.fromkeys(expression.free_symbols, symbol))
+            if not expression.free_symbols <= {self._count}:
+                raise ValueError("a shape or number depends on the contents of a tensor")
+            renamed = expression.xreplace({self._count: self._name})
             found = self._texts[expression] = str(renamed)
         return found
 

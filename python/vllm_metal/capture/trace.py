@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import sympy
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
     in_kernel_invocation_manager,
+    unset_fake_temporarily,
 )
 from torch.nn.modules.module import (
     register_module_forward_hook,
@@ -26,26 +28,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vllm_metal.capture import sources
 from vllm_metal.capture.errors import CaptureError, TokenCountGuardError
 from vllm_metal.capture.graph import GETITEM, Node, TensorType, ValueType
-from vllm_metal.capture.symbols import GuardFreeShapeEnv, SymbolNames
+from vllm_metal.capture.symbols import GuardFreeShapeEnv, SymbolNames, token_count
 
 _aten = torch.ops.aten
 
 _ALIASES = frozenset({_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default})
 """Operators whose result is their argument: they get no node of their own."""
 
+_READS = frozenset({_aten.item.default, _aten._local_scalar_dense.default})
+"""Operators that make a Python number of a tensor."""
+
 
 class Trace(TorchDispatchMode):
     """A dispatch mode that appends every operator to ``nodes``.
 
-    ``input`` and ``weight`` make the tensors to run the model on. A real tensor that the model uses
-    without being given it becomes a placeholder by itself and is kept in ``constants``.
+    ``count`` is the graph's symbolic number of tokens or rows; ``trace_tokens`` is what it pretends
+    to be. ``input`` and ``weight`` make the tensors to run the model on. A real tensor that the
+    model uses without being given it becomes a placeholder by itself and is kept in ``constants``.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, trace_tokens: int) -> None:
         super().__init__()
         self.shape_env = GuardFreeShapeEnv(self._refuse_guard)
         self.fake_mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=True)
-        self.names = SymbolNames()
+        self.count = token_count(self.fake_mode, trace_tokens)
+        self.names = SymbolNames(self.count)
         self.placeholders: list[Node] = []
         self.calls: list[Node] = []
         self.constants: dict[str, torch.Tensor] = {}
@@ -116,8 +123,8 @@ class Trace(TorchDispatchMode):
             result = func(*self._fake(args), **kwargs)
             self._track(result, refs[0])
             return result
-        if func is _aten._local_scalar_dense.default and refs[0].path in self.constants:
-            return self.constants[refs[0].path].item()
+        if func in _READS:
+            return self._read(refs[0])
         # The output type of a call depends on the types of its arguments alone, so a model's layers
         # after the first find all of theirs here. An in-place operator returns its argument itself.
         key = None
@@ -132,6 +139,15 @@ class Trace(TorchDispatchMode):
         if key is not None and _has_tensor(result) and not _has_any(result, self._nodes):
             self._results[key] = _map(result, self._type_of)
         return self._record(func, refs, keyword_refs, result)
+
+    def _read(self, node: Node) -> Any:
+        if node.path in self.constants:
+            with unset_fake_temporarily():
+                return self.constants[node.path].item()
+        raise CaptureError(
+            f"{self._place_text(sources.of_caller())} makes a Python number of {node.name}'s "
+            "contents, which differ from step to step"
+        )
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         node = Node(
@@ -234,11 +250,11 @@ class Trace(TorchDispatchMode):
     def _place_text(self, line: str) -> str:
         return f"module {self._stack[-1][1] or '(the model)'} at {line or 'an unknown line'}"
 
-    def _refuse_guard(self, condition: str) -> None:
+    def _refuse_guard(self, condition: sympy.Basic) -> None:
         raise TokenCountGuardError(
             f"{self._place_text(sources.of_caller())} decides on the number of tokens: "
-            f"{condition}. One graph has to serve every number of tokens, so the model can't be "
-            "captured as it is"
+            f"{self.names.text(condition)}. One graph has to serve every number of tokens, so the "
+            "model can't be captured as it is"
         )
 
 
