@@ -152,7 +152,7 @@ class _CopiesOf(TorchDispatchMode):
 
 @contextmanager
 def naming_bad_weights(loader: "DefaultModelLoader", tensors: list[StoredTensor]) -> Iterator[None]:
-    """While a vLLM loader loads, a tensor that does not fit raises ValueError with its name and file.
+    """While a vLLM loader loads, a tensor that does not fit raises ValueError with name and file.
 
     vLLM's `weight_loader`s assert shapes without a word, or, where parameters are fused, take the
     part that fits and leave the rest.

@@ -81,6 +81,11 @@ class MetalPlatform(Platform):
         )
 
     @classmethod
+    def get_compile_backend(cls) -> str:
+        """What `--compilation-config` shows where the user names no backend."""
+        return COMPILATION_BACKEND if envs.USE_MLX.value() else cls.simple_compile_backend
+
+    @classmethod
     def opaque_attention_op(cls) -> bool:
         return True
 

@@ -188,8 +188,8 @@ def test_one_request_that_does_not_fit(directory, make_engine, monkeypatch):
     monkeypatch.setattr(memory, "total_memory", lambda: 3_000_000)
     message = (
         r"needs 0\.\d MB of weights, about \d\.\d MB of working memory, and 0\.1 MB of KV cache "
-        r"for one request of 256 tokens; the budget is 2.7 MB of 3.0 MB \(VLLM_METAL_MEMORY_FRACTION="
-        r"0.9\), of which .* Lower --max-model-len"
+        r"for one request of 256 tokens; the budget is 2.7 MB of 3.0 MB "
+        r"\(VLLM_METAL_MEMORY_FRACTION=0.9\), of which .* Lower --max-model-len"
     )
     options = {"max_num_batched_tokens": 2048}
     with pytest.raises(ValueError, match=message), make_engine(directory, **options):

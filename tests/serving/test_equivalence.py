@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever the scheduler does, vLLM gives the tokens and log-probabilities of Hugging Face."""
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -142,3 +143,22 @@ def test_mutant_with_window_off_by_one(reference, answers, monkeypatch, request)
         return
     monkeypatch.setattr(reference.config, "sliding_window", reference.config.sliding_window + 1)
     assert largest_difference(reference, answers) > 100 * TOLERANCE
+
+
+def test_bfloat16(reference, make_engine):
+    """Against float32, at most 1.5 times the error that PyTorch makes in bfloat16."""
+    half = copy.deepcopy(reference).bfloat16()
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=10, detokenize=False)
+    batch = prompts(seed=5)[2:]
+    with make_engine(reference.name_or_path, dtype="bfloat16") as llm:
+        requests = [{"prompt_token_ids": prompt} for prompt in batch]
+        outputs = llm.generate(requests, params, use_tqdm=False)
+    ours, theirs = [], []
+    for prompt, output in zip(batch, outputs, strict=True):
+        truth, rounded = reference_logprobs(reference, prompt), reference_logprobs(half, prompt)
+        for position, found in enumerate(output.prompt_logprobs[1:]):
+            for token, entry in found.items():
+                ours.append(entry.logprob - truth[position, token].item())
+                theirs.append((rounded - truth)[position, token].item())
+    error, allowed = (torch.tensor(e).square().mean().sqrt().item() for e in (ours, theirs))
+    assert 0 < error <= 1.5 * allowed

@@ -66,6 +66,7 @@ def test_what_is_turned_off(vllm_config):
 def test_mlx_as_a_compilation_backend(vllm_config, monkeypatch):
     monkeypatch.setenv("VLLM_METAL_USE_MLX", "1")
     assert vllm_config(compilation_config={"backend": "mlx"}).compilation_config.backend == "mlx"
+    assert vllm_config().compilation_config.backend == "mlx"
     monkeypatch.setenv("VLLM_METAL_USE_MLX", "0")
     with pytest.raises(ValueError, match="leave one of them out"):
         vllm_config(compilation_config={"backend": "mlx"})
