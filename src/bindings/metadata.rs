@@ -11,23 +11,32 @@ use std::sync::Arc;
 ///
 /// block_table `[num_reqs, max_blocks]`, slot_mapping `[num_tokens]` (-1 is nowhere),
 /// query_start_loc `[num_reqs + 1]` and seq_lens `[num_reqs]` are int32 or int64 CPU tensors and are
-/// copied. They are checked when a step runs.
+/// copied. `causal` is one bool, or one for each request; `spans` are (request, first, last) positions
+/// whose tokens all see each other. All is checked when a step runs.
 #[pyclass(frozen, module = "vllm_metal._core")]
 pub struct AttentionMetadata {
     pub metadata: Arc<Metadata>,
 }
 
+/// One bool, or one for each request.
+#[derive(FromPyObject)]
+enum Causal {
+    All(bool),
+    Each(Vec<bool>),
+}
+
 #[pymethods]
 impl AttentionMetadata {
     #[new]
-    #[pyo3(signature = (block_table, slot_mapping, query_start_loc, seq_lens, num_actual_tokens, causal = true))]
+    #[pyo3(signature = (block_table, slot_mapping, query_start_loc, seq_lens, num_actual_tokens, causal = None, spans = Vec::new()))]
     fn new(
         block_table: &Bound<'_, PyAny>,
         slot_mapping: &Bound<'_, PyAny>,
         query_start_loc: &Bound<'_, PyAny>,
         seq_lens: &Bound<'_, PyAny>,
         num_actual_tokens: usize,
-        causal: bool,
+        causal: Option<Causal>,
+        spans: Vec<(usize, usize, usize)>,
     ) -> PyResult<Self> {
         let blocks = dlpack::host(block_table)?;
         let max_blocks = match blocks.shape.as_slice() {
@@ -37,14 +46,20 @@ impl AttentionMetadata {
                 return Err(Error::Metadata { field: "block_table", reason }.into());
             }
         };
+        let seq_lens = dlpack::host(seq_lens)?.integers_32()?;
         let metadata = Metadata {
             block_table: blocks.integers_32()?,
             max_blocks,
             slot_mapping: dlpack::integers(slot_mapping)?,
             query_start_loc: dlpack::host(query_start_loc)?.integers_32()?,
-            seq_lens: dlpack::host(seq_lens)?.integers_32()?,
+            causal: match causal {
+                None => vec![true; seq_lens.len()],
+                Some(Causal::All(causal)) => vec![causal; seq_lens.len()],
+                Some(Causal::Each(causal)) => causal,
+            },
+            seq_lens,
             num_actual_tokens,
-            causal,
+            spans,
         };
         Ok(AttentionMetadata { metadata: Arc::new(metadata) })
     }

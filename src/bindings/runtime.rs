@@ -6,6 +6,7 @@ use super::file_tensor::FileTensor;
 use super::island::PythonIslands;
 use super::model::Model;
 use super::plan::Plan;
+use super::tensor::LazyTensor;
 use crate::runtime::error::Error;
 use crate::runtime::island::IslandRunner;
 use crate::runtime::memory::Limits;
@@ -59,6 +60,18 @@ impl Runtime {
     /// Starts the peak counter anew.
     fn reset_peak(&self) -> PyResult<()> {
         Ok(self.runtime.reset_peak()?)
+    }
+
+    /// Copies a tensor to MLX.
+    fn upload(&self, py: Python<'_>, tensor: &Bound<'_, PyAny>) -> PyResult<LazyTensor> {
+        let host = dlpack::host(tensor)?;
+        let tensor = py.detach(|| self.runtime.upload(host))?;
+        Ok(LazyTensor { tensor })
+    }
+
+    /// Arrays that LazyTensors refer to.
+    fn num_tensors(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(py.detach(|| self.runtime.num_tensors())?)
     }
 
     /// Frees all models and tensors and ends the thread. Memory that PyTorch shares stays valid.

@@ -61,6 +61,17 @@ impl Runtime {
         memory::reset_peak()
     }
 
+    /// Copies a host tensor to MLX.
+    pub fn upload(&self, tensor: HostTensor) -> Result<Tensor> {
+        let owner = self.owner.clone();
+        self.owner.call(move |state| Tensor::new(state, &owner, tensor.to_array()?))
+    }
+
+    /// Tensors that handles refer to.
+    pub fn num_tensors(&self) -> Result<usize> {
+        self.owner.call(|state| Ok(state.tensors.len()))
+    }
+
     /// Frees all models, tensors and MLX's cache, and ends the thread.
     pub fn close(&self) {
         self.owner.close();
@@ -148,6 +159,16 @@ impl LoadedModel {
         self.with(move |model, state| {
             settle(model, state)?;
             tensor::copy_out(&model.cache_rows(model.layer(&layer).unwrap_or(usize::MAX))?)
+        })
+    }
+
+    /// Address of a layer's cache, which a step must not change.
+    pub fn cache_address(&self, layer: &str) -> Result<usize> {
+        let layer = layer.to_owned();
+        self.with(move |model, state| {
+            settle(model, state)?;
+            let array = model.cache_rows(model.layer(&layer).unwrap_or(usize::MAX))?;
+            Ok(super::mlx::data_pointer(&array)? as usize)
         })
     }
 

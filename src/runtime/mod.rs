@@ -19,6 +19,8 @@ mod step;
 pub(crate) mod tensor;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 pub(crate) mod weights;
 
 pub use attention::{Metadata, Pages};

@@ -111,7 +111,7 @@ impl<'a> StepEffects<'a> {
         let fused = self.mlx.device() == Device::Gpu && layer.can_fuse();
         let mut kind = Kind {
             source: Source::Step,
-            causal: self.metadata.groups[group].causal && !is_encoder(layer),
+            causal: !is_encoder(layer),
             sliding_window: layer.plan.sliding_window.and_then(|size| usize::try_from(size).ok()),
             alibi_slopes: layer.plan.alibi_slopes.clone(),
             max_scores: (!fused).then_some(MAX_SCORES),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vLLM model and the same model lowered, side by side."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,23 +32,40 @@ class Lowered:
             hidden = self.torch_model(ids, positions, None, None)
             return self.torch_model.compute_logits(hidden)
 
-    def run(self, ids: torch.Tensor, computed: int = 0, padding: int = 0) -> torch.Tensor:
-        """Logits of the tokens of one request from ``computed`` on, lowered."""
+    def step(
+        self,
+        ids: torch.Tensor,
+        computed: int = 0,
+        padding: int = 0,
+        offsets: Mapping[str, int] | None = None,
+    ) -> Any:
+        """Hidden states of the tokens of one request from ``computed`` on, lowered and lazy. The
+        request's blocks start at a layer's offset."""
         new = len(ids) - computed
-        slots = torch.arange(computed, len(ids))
-        metadata = core.AttentionMetadata(
-            block_table=torch.arange(NUM_BLOCKS, dtype=torch.int32)[None],
-            slot_mapping=torch.cat([slots, torch.full((padding,), -1)]),
-            query_start_loc=torch.tensor([0, new], dtype=torch.int32),
-            seq_lens=torch.tensor([len(ids)], dtype=torch.int32),
-            num_actual_tokens=new,
-        )
+        positions = torch.arange(computed, len(ids))
+
+        def metadata(offset: int) -> Any:
+            slots = positions + offset * BLOCK_SIZE
+            return core.AttentionMetadata(
+                block_table=torch.arange(NUM_BLOCKS, dtype=torch.int32)[None] + offset,
+                slot_mapping=torch.cat([slots, torch.full((padding,), -1)]),
+                query_start_loc=torch.tensor([0, new], dtype=torch.int32),
+                seq_lens=torch.tensor([len(ids)], dtype=torch.int32),
+                num_actual_tokens=new,
+            )
+
+        offsets = offsets or dict.fromkeys(self.plan.layers, 0)
+        groups = {offset: metadata(offset) for offset in offsets.values()}
         inputs = {
             "input_ids": torch.cat([ids[computed:], ids.new_zeros(padding)]),
-            "positions": torch.cat([slots, slots.new_zeros(padding)]),
+            "positions": torch.cat([positions, positions.new_zeros(padding)]),
         }
-        hidden = self.model.step(inputs, dict.fromkeys(self.plan.layers, metadata))
-        logits = self.model.logits(hidden, torch.arange(new))
+        return self.model.step(inputs, {name: groups[offsets[name]] for name in self.plan.layers})
+
+    def run(self, ids: torch.Tensor, computed: int = 0, **options: Any) -> torch.Tensor:
+        """Logits of the tokens from ``computed`` on."""
+        hidden = self.step(ids, computed, **options)
+        logits = self.model.logits(hidden, torch.arange(len(ids) - computed))
         return torch.from_dlpack(logits)
 
 

@@ -37,6 +37,11 @@ impl Layer {
             let reason = format!("layer {:?}: as many ALiBi slopes as heads expected", plan.name);
             return Err(Error::Unsupported(reason));
         }
+        const KINDS: [&str; 3] = ["decoder", "encoder", "encoder_only"];
+        if !KINDS.contains(&plan.attn_type.as_str()) {
+            let reason = format!("layer {:?}: attention of type {:?}", plan.name, plan.attn_type);
+            return Err(Error::Unsupported(reason));
+        }
         let cap = plan.logits_soft_cap.map(|cap| cap.get()).filter(|cap| *cap != 0.0);
         let scale = plan.scale.get() / cap.unwrap_or(1.0);
         let sink_scores = match &sinks {

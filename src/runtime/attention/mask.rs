@@ -24,7 +24,7 @@ pub fn mask(kind: &Kind, pieces: &[Piece], rows: usize, keys: usize) -> Result<M
         if pieces.iter().all(|piece| sees_all(kind, piece)) {
             return Ok(Mask::None);
         }
-        let plain = kind.causal && pieces.iter().all(|piece| starts_at_zero(kind, piece));
+        let plain = pieces.iter().all(|piece| is_plainly_causal(kind, piece));
         if plain && kind.fused {
             return Ok(Mask::Causal);
         }
@@ -50,31 +50,33 @@ fn sees_all(kind: &Kind, piece: &Piece) -> bool {
         .is_none_or(|(low, high)| {
             [piece.position, last]
                 .into_iter()
-                .all(|query| kind.sees(query, low) && kind.sees(query, high))
+                .all(|query| piece.sees(kind, query, low) && piece.sees(kind, query, high))
         })
 }
 
-/// No window cuts the keys of any row.
-fn starts_at_zero(kind: &Kind, piece: &Piece) -> bool {
-    piece.keys.start == 0
+/// No window cuts the keys of any row, and no span widens them.
+fn is_plainly_causal(kind: &Kind, piece: &Piece) -> bool {
+    piece.causal
+        && piece.spans.is_empty()
+        && piece.keys.start == 0
         && kind.sliding_window.is_none_or(|window| piece.position + piece.rows.len() <= window)
 }
 
-/// Calls `f` with each element in row-major order: its piece, its query's position and its key's
-/// position, `None` where that is padding. A padding query copies the last real one, so that no row
+/// Calls `f` with each element in row-major order: its query's position, its key's position, and
+/// whether the one sees the other; padding is never seen. A padding query copies the last real one, so that no row
 /// is without keys.
 fn for_each(
+    kind: &Kind,
     pieces: &[Piece],
     rows: usize,
     keys: usize,
-    mut f: impl FnMut(usize, Option<usize>),
+    mut f: impl FnMut(usize, usize, bool),
 ) {
     for piece in pieces {
         for row in 0..rows {
             let query = piece.position + row.min(piece.rows.len() - 1);
-            for column in 0..keys {
-                let key = piece.keys.start + column;
-                f(query, (key < piece.keys.end).then_some(key));
+            for key in piece.keys.start..piece.keys.start + keys {
+                f(query, key, key < piece.keys.end && piece.sees(kind, query, key));
             }
         }
     }
@@ -82,9 +84,7 @@ fn for_each(
 
 fn visible(kind: &Kind, pieces: &[Piece], rows: usize, keys: usize) -> Result<Array> {
     let mut bytes = Vec::with_capacity(pieces.len() * rows * keys);
-    for_each(pieces, rows, keys, |query, key| {
-        bytes.push(u8::from(key.is_some_and(|key| kind.sees(query, key))));
-    });
+    for_each(kind, pieces, rows, keys, |_, _, seen| bytes.push(u8::from(seen)));
     let shape = [pieces.len() as i32, 1, rows as i32, keys as i32];
     Ok(host_array(&bytes, &shape, DType::Bool)?)
 }
@@ -99,11 +99,9 @@ fn additive(
     let mut bytes = Vec::with_capacity(pieces.len() * slopes.len() * rows * keys * 4);
     for piece in pieces {
         for slope in slopes {
-            for_each(std::slice::from_ref(piece), rows, keys, |query, key| {
-                let bias = match key {
-                    Some(key) if kind.sees(query, key) => slope * (key as f32 - query as f32),
-                    _ => f32::NEG_INFINITY,
-                };
+            for_each(kind, std::slice::from_ref(piece), rows, keys, |query, key, seen| {
+                let distance = key as f32 - query as f32;
+                let bias = if seen { slope * distance } else { f32::NEG_INFINITY };
                 bytes.extend_from_slice(&bias.to_ne_bytes());
             });
         }

@@ -19,8 +19,10 @@ pub struct Metadata {
     pub seq_lens: Vec<i32>,
     /// Tokens that are not padding.
     pub num_actual_tokens: usize,
-    /// Whether a token sees only those before it and itself.
-    pub causal: bool,
+    /// Whether the tokens of a request see only those before them and themselves: `[num_reqs]`.
+    pub causal: Vec<bool>,
+    /// `(request, first, last)`: positions of an image or such, whose tokens all see each other.
+    pub spans: Vec<(usize, usize, usize)>,
 }
 
 /// Size of a paged cache.
@@ -74,6 +76,17 @@ impl Metadata {
             let reason =
                 format!("ends at {} of {} tokens", starts[self.num_reqs()], self.num_actual_tokens);
             return Err(wrong("query_start_loc", reason));
+        }
+        if self.causal.len() != self.num_reqs() {
+            let reason = format!("{} entries for {} requests", self.causal.len(), self.num_reqs());
+            return Err(wrong("causal", reason));
+        }
+        for (request, first, last) in &self.spans {
+            let inside = self.seq_lens.get(*request).is_some_and(|length| (*last as i64) < *length as i64);
+            if !inside || first > last {
+                let reason = format!("{first} to {last} of request {request}");
+                return Err(wrong("spans", reason));
+            }
         }
         for (request, length) in self.seq_lens.iter().enumerate() {
             let rows = self.rows(request).len();

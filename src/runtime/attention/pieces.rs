@@ -19,6 +19,7 @@ pub enum Source {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kind {
     pub source: Source,
+    /// Whether requests that ask for it are causal; encoders never are.
     pub causal: bool,
     /// Tokens that a token sees on a side, itself included.
     pub sliding_window: Option<usize>,
@@ -39,6 +40,10 @@ pub struct Piece {
     pub position: usize,
     /// Positions of keys that any of the rows sees.
     pub keys: Range<usize>,
+    /// Whether its tokens see only those before them and themselves.
+    pub causal: bool,
+    /// Positions whose tokens all see each other, where they meet the rows.
+    pub spans: Vec<Range<usize>>,
 }
 
 /// Scores that are computed although masked are at most about as many as are needed, beyond this
@@ -48,24 +53,34 @@ const FREE_PADDING: usize = 128;
 /// Fewest rows a piece is cut to.
 const MIN_ROWS: usize = 16;
 
-impl Kind {
-    /// Positions that the rows at `positions` of a request of `length` tokens see.
-    fn keys(&self, positions: Range<usize>, length: usize) -> Range<usize> {
-        let window = self.sliding_window.unwrap_or(usize::MAX);
+impl Piece {
+    /// The rows `rows` of a request of `length` tokens, the first of them at `position`.
+    fn new(kind: &Kind, metadata: &Metadata, request: usize, rows: Range<usize>, position: usize, length: usize) -> Piece {
+        let causal = kind.causal && metadata.causal[request];
+        let positions = position..position + rows.len();
+        let spans = metadata.spans.iter().filter(|(of, ..)| *of == request);
+        let spans: Vec<Range<usize>> = spans
+            .map(|(_, first, last)| *first..last + 1)
+            .filter(|span| span.start < positions.end && positions.start < span.end)
+            .collect();
+        let window = kind.sliding_window.unwrap_or(usize::MAX);
         let start = (positions.start + 1).saturating_sub(window);
-        let end = if self.causal {
+        let end = if causal {
             positions.end
         } else {
             (positions.end - 1).saturating_add(window).min(length)
         };
-        start..end
+        let start = spans.iter().map(|span| span.start).fold(start, usize::min);
+        let end = spans.iter().map(|span| span.end.min(length)).fold(end, usize::max);
+        Piece { request, rows, position, keys: start..end, causal, spans }
     }
 
-    /// Whether a token sees another of its request.
-    pub fn sees(&self, query: usize, key: usize) -> bool {
-        let window = self.sliding_window.unwrap_or(usize::MAX);
+    /// Whether the token at one position sees that at another.
+    pub fn sees(&self, kind: &Kind, query: usize, key: usize) -> bool {
+        let window = kind.sliding_window.unwrap_or(usize::MAX);
         let near = query.abs_diff(key) < window;
-        near && (key <= query || !self.causal)
+        (near && (key <= query || !self.causal))
+            || self.spans.iter().any(|span| span.contains(&query) && span.contains(&key))
     }
 }
 
@@ -87,8 +102,7 @@ pub fn pieces(metadata: &Metadata, kind: &Kind) -> Vec<Piece> {
         while start < rows.end {
             let end = rows.end.min(start.saturating_add(most));
             let position = context + start - rows.start;
-            let keys = kind.keys(position..position + end - start, length);
-            pieces.push(Piece { request, rows: start..end, position, keys });
+            pieces.push(Piece::new(kind, metadata, request, start..end, position, length));
             start = end;
         }
     }
@@ -150,7 +164,7 @@ mod tests {
             seq_lens: requests.iter().map(|(_, length)| *length).collect(),
             num_actual_tokens: starts[requests.len()] as usize,
             query_start_loc: starts,
-            causal: true,
+            causal: vec![true; requests.len()],
             ..Metadata::default()
         }
     }
@@ -161,7 +175,8 @@ mod tests {
         let found = pieces(&metadata(&[(1, 10), (2, 2), (4, 9)]), &windowed);
         let keys: Vec<_> = found.iter().map(|piece| piece.keys.clone()).collect();
         assert_eq!(keys, [7..10, 0..2, 3..9]);
-        assert!(windowed.sees(9, 7) && !windowed.sees(9, 6) && !windowed.sees(9, 10));
+        let sees = |key| found[0].sees(&windowed, 9, key);
+        assert!(sees(7) && !sees(6) && !sees(10));
     }
 
     #[test]

@@ -23,6 +23,8 @@ struct Case {
     sinks: bool,
     causal: bool,
     encoder: bool,
+    /// Whether the first request has an image at positions 2 to 6.
+    span: bool,
 }
 
 const PLAIN: Case = Case {
@@ -37,6 +39,7 @@ const PLAIN: Case = Case {
     sinks: false,
     causal: true,
     encoder: false,
+    span: false,
 };
 
 fn plan(case: &Case) -> AttentionLayer {
@@ -84,7 +87,7 @@ fn step(case: &Case, random: &mut Random, lengths: &[(usize, usize)], padding: u
     let mut metadata = Metadata {
         max_blocks,
         query_start_loc: vec![0],
-        causal: case.causal,
+        causal: vec![case.causal; lengths.len()],
         ..Metadata::default()
     };
     let (mut k, mut v, mut history) = (Vec::new(), Vec::new(), Vec::new());
@@ -117,6 +120,9 @@ fn step(case: &Case, random: &mut Random, lengths: &[(usize, usize)], padding: u
         metadata.query_start_loc.push(start + *new as i32);
         history.push((keys, all_values));
     }
+    if case.span && metadata.seq_lens.first().is_some_and(|length| *length > 6) {
+        metadata.spans.push((0, 2, 6));
+    }
     metadata.num_actual_tokens = metadata.slot_mapping.len();
     let num_tokens = metadata.num_actual_tokens + padding;
     metadata.slot_mapping.resize(num_tokens, -1);
@@ -144,7 +150,11 @@ fn expected(case: &Case, step: &Step, sinks: &[f32]) -> Vec<f64> {
                     let distance = position.abs_diff(other) as i64;
                     let seen = (other <= position || !case.causal || case.encoder)
                         && plan.sliding_window.is_none_or(|window| distance < window);
-                    if !seen {
+                    let together = step.metadata.spans.iter().any(|(of, first, last)| {
+                        let span = *first..=*last;
+                        *of == request && span.contains(&position) && span.contains(&other)
+                    });
+                    if !seen && !together {
                         continue;
                     }
                     let key = &keys[(other * case.kv_heads + kv_head) * case.size..][..case.size];
@@ -185,7 +195,7 @@ fn found(mlx: &Mlx, case: &Case, step: &Step, sinks: &Array, dtype: DType, fused
     step.metadata.check_pages(pages).unwrap();
     let kind = Kind {
         source: if case.encoder { Source::Step } else { Source::Cache { block_size: BLOCK } },
-        causal: case.causal && !case.encoder,
+        causal: !case.encoder,
         sliding_window: plan.sliding_window.map(|window| window as usize),
         alibi_slopes: plan.alibi_slopes.clone(),
         max_scores: (!fused).then_some(512),
@@ -235,6 +245,8 @@ fn cases() -> Vec<Case> {
         Case { name: "everything", window: Some(5), soft_cap: Some(2.0), alibi: true, sinks: true, ..PLAIN },
         Case { name: "sees all", causal: false, ..PLAIN },
         Case { name: "encoder", encoder: true, ..PLAIN },
+        Case { name: "image", span: true, ..PLAIN },
+        Case { name: "image in a window", span: true, window: Some(3), ..PLAIN },
         Case { name: "windowed encoder", encoder: true, window: Some(2), ..PLAIN },
     ]
 }
@@ -314,6 +326,9 @@ fn slots_blocks_and_lengths_outside_the_cache_are_refused() {
     assert!(error(&|m| m.query_start_loc.push(4)).contains("4 entries for 2 requests"));
     assert!(error(&|m| m.num_actual_tokens = 2).contains("ends at 3 of 2 tokens"));
     assert!(error(&|m| m.num_actual_tokens = 99).contains("99 of 5 tokens"));
+    assert!(error(&|m| m.causal.clear()).contains("0 entries for 2 requests"));
+    assert!(error(&|m| m.spans.push((0, 3, 5))).contains("3 to 5 of request 0"));
+    assert!(error(&|m| m.spans.push((2, 0, 0))).contains("0 to 0 of request 2"));
     assert!(error(&|m| m.block_table.truncate(1)).contains("1 entries for 2 requests"));
     assert!(error(&|m| m.slot_mapping.truncate(2)).contains("2 entries for 3 tokens"));
 }
