@@ -184,9 +184,7 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
             "in PyTorch, slowly."
         )
     if vllm_config.offload_config.uva.cpu_offload_gb > 0:
-        raise ValueError(
-            "--cpu-offload-gb: CPU and GPU share their memory; leave it out."
-        )
+        raise ValueError("--cpu-offload-gb: CPU and GPU share their memory; leave it out.")
     if vllm_config.use_v2_model_runner:
         raise ValueError(
             "vllm-metal runs on vLLM's V1 model runner: leave out VLLM_USE_V2_MODEL_RUNNER=1, "
