@@ -45,7 +45,9 @@ pub fn import(object: &Bound<'_, PyAny>) -> PyResult<Imported> {
     // it does not free what is taken over. The GIL is held.
     let managed = unsafe {
         if ffi::PyCapsule_IsValid(capsule.as_ptr(), NAME.as_ptr()) != 1 {
-            return Err(Error::Tensor("__dlpack__ gave no capsule named dltensor".to_owned()).into());
+            return Err(
+                Error::Tensor("__dlpack__ gave no capsule named dltensor".to_owned()).into(),
+            );
         }
         let managed = ffi::PyCapsule_GetPointer(capsule.as_ptr(), NAME.as_ptr());
         if ffi::PyCapsule_SetName(capsule.as_ptr(), USED.as_ptr()) != 0 {
@@ -64,5 +66,9 @@ pub fn host(object: &Bound<'_, PyAny>) -> PyResult<HostTensor> {
 
 /// Integers from a tensor or a sequence.
 pub fn integers(object: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
-    if object.hasattr("__dlpack__")? { Ok(host(object)?.integers()?) } else { object.extract() }
+    if object.hasattr("__dlpack__")? {
+        Ok(host(object)?.integers()?)
+    } else {
+        object.extract()
+    }
 }

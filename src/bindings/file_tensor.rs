@@ -18,11 +18,19 @@ pub struct FileTensor {
 #[pymethods]
 impl FileTensor {
     #[new]
-    fn new(path: PathBuf, offset: usize, nbytes: usize, dtype: &str, shape: Vec<i32>) -> PyResult<Self> {
+    fn new(
+        path: PathBuf,
+        offset: usize,
+        nbytes: usize,
+        dtype: &str,
+        shape: Vec<i32>,
+    ) -> PyResult<Self> {
         let dtype = DType::from_name(dtype).ok_or_else(|| Error::WeightFile {
             path: path.display().to_string(),
             reason: format!("dtype {dtype:?} is unknown"),
         })?;
-        Ok(FileTensor { tensor: weights::FileTensor::open(&path, offset, nbytes, dtype, shape)? })
+        Ok(FileTensor {
+            tensor: weights::FileTensor::open(&path, offset, nbytes, dtype, shape)?,
+        })
     }
 }

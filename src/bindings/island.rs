@@ -15,10 +15,15 @@ pub struct PythonIslands(pub Py<PyAny>);
 impl IslandRunner for PythonIslands {
     fn run(&self, target: &str, arguments: &str, operands: Vec<Exported>) -> Result<Vec<Imported>> {
         let call = |py: Python<'_>| -> PyResult<Vec<Imported>> {
-            let capsules = operands.into_iter().map(|operand| dlpack::capsule(py, operand));
+            let capsules = operands
+                .into_iter()
+                .map(|operand| dlpack::capsule(py, operand));
             let capsules = PyList::new(py, capsules.collect::<PyResult<Vec<_>>>()?)?;
             let results = self.0.bind(py).call1((target, arguments, capsules))?;
-            results.try_iter()?.map(|result| dlpack::import(&result?)).collect()
+            results
+                .try_iter()?
+                .map(|result| dlpack::import(&result?))
+                .collect()
         };
         Python::attach(|py| {
             call(py).map_err(|error| {
@@ -27,7 +32,10 @@ impl IslandRunner for PythonIslands {
                     Some(trace) => format!("{error}\n{trace}"),
                     None => error.to_string(),
                 };
-                Error::Island { target: target.to_owned(), reason }
+                Error::Island {
+                    target: target.to_owned(),
+                    reason,
+                }
             })
         })
     }

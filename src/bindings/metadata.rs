@@ -43,7 +43,11 @@ impl AttentionMetadata {
             [_, columns] => *columns as usize,
             shape => {
                 let reason = format!("of shape {shape:?}, and two axes expected");
-                return Err(Error::Metadata { field: "block_table", reason }.into());
+                return Err(Error::Metadata {
+                    field: "block_table",
+                    reason,
+                }
+                .into());
             }
         };
         let seq_lens = dlpack::host(seq_lens)?.integers_32()?;
@@ -61,6 +65,8 @@ impl AttentionMetadata {
             num_actual_tokens,
             spans,
         };
-        Ok(AttentionMetadata { metadata: Arc::new(metadata) })
+        Ok(AttentionMetadata {
+            metadata: Arc::new(metadata),
+        })
     }
 }

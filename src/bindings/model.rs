@@ -143,17 +143,30 @@ fn cache_specs(
     let wrong = |reason: String| PyErr::from(Error::KvCache(reason));
     let spec = |layers: Vec<String>, (num_blocks, block_size, dtype): (usize, usize, String)| {
         let dtype = DType::from_name(&dtype).ok_or_else(|| wrong(format!("dtype {dtype:?}")))?;
-        Ok::<_, PyErr>(CacheSpec { layers, pages: Pages { num_blocks, block_size }, dtype })
+        Ok::<_, PyErr>(CacheSpec {
+            layers,
+            pages: Pages {
+                num_blocks,
+                block_size,
+            },
+            dtype,
+        })
     };
     let mut specs = Vec::new();
     for names in shared {
         let mut given = names.iter().map(|name| {
-            layers.remove(name).ok_or_else(|| wrong(format!("shared layer {name:?} is not given")))
+            layers
+                .remove(name)
+                .ok_or_else(|| wrong(format!("shared layer {name:?} is not given")))
         });
-        let first = given.next().ok_or_else(|| wrong("a cache of no layer".to_owned()))??;
+        let first = given
+            .next()
+            .ok_or_else(|| wrong("a cache of no layer".to_owned()))??;
         for other in given {
             if other? != first {
-                return Err(wrong(format!("layers {names:?} share one cache and differ in size")));
+                return Err(wrong(format!(
+                    "layers {names:?} share one cache and differ in size"
+                )));
             }
         }
         specs.push(spec(names, first)?);

@@ -27,8 +27,13 @@ pub fn lower(
     options: Option<&Bound<'_, PyDict>>,
 ) -> PyResult<Plan> {
     let options = parse(options)?;
-    let lowered = py.detach(|| lower_document(document, &options)).map_err(error)?;
-    Ok(Plan { plan: lowered.plan.clone(), lowered: Some(lowered) })
+    let lowered = py
+        .detach(|| lower_document(document, &options))
+        .map_err(error)?;
+    Ok(Plan {
+        plan: lowered.plan.clone(),
+        lowered: Some(lowered),
+    })
 }
 
 fn parse(given: Option<&Bound<'_, PyDict>>) -> PyResult<Options> {
@@ -48,7 +53,10 @@ impl Plan {
     #[staticmethod]
     fn from_bytes(bytes: &[u8]) -> PyResult<Plan> {
         let plan = ::lowering::plan::Plan::from_bytes(bytes).map_err(error)?;
-        Ok(Plan { plan, lowered: None })
+        Ok(Plan {
+            plan,
+            lowered: None,
+        })
     }
 
     /// Canonical bytes: the same plan gives the same bytes on every machine.
@@ -77,19 +85,34 @@ impl Plan {
     /// Names of the attention layers.
     #[getter]
     fn layers(&self) -> Vec<String> {
-        self.plan.layers.iter().map(|layer| layer.name.clone()).collect()
+        self.plan
+            .layers
+            .iter()
+            .map(|layer| layer.name.clone())
+            .collect()
     }
 
     /// What was fused, lowered and left to PyTorch, as JSON; None for a plan read from bytes.
     fn report_json(&self) -> PyResult<Option<String>> {
-        self.lowered.as_ref().map(|lowered| lowered.report.to_json()).transpose().map_err(error)
+        self.lowered
+            .as_ref()
+            .map(|lowered| lowered.report.to_json())
+            .transpose()
+            .map_err(error)
     }
 
     /// A stage (`captured`, `imported`, `fused`, `plan`) as `text`, `json` or `dot`; None for a plan
     /// read from bytes. Raises ValueError for another stage or format.
     #[pyo3(signature = (stage, format = "text"))]
     fn dump(&self, stage: &str, format: &str) -> PyResult<Option<String>> {
-        let (stage, format) = (stage.parse().map_err(error)?, format.parse().map_err(error)?);
-        self.lowered.as_ref().map(|lowered| lowered.dump(stage, format)).transpose().map_err(error)
+        let (stage, format) = (
+            stage.parse().map_err(error)?,
+            format.parse().map_err(error)?,
+        );
+        self.lowered
+            .as_ref()
+            .map(|lowered| lowered.dump(stage, format))
+            .transpose()
+            .map_err(error)
     }
 }

@@ -39,9 +39,17 @@ impl Runtime {
         let device = match device {
             "cpu" => Device::Cpu,
             "gpu" => Device::Gpu,
-            other => return Err(PyValueError::new_err(format!("device {other:?} is neither \"cpu\" nor \"gpu\""))),
+            other => {
+                return Err(PyValueError::new_err(format!(
+                    "device {other:?} is neither \"cpu\" nor \"gpu\""
+                )));
+            }
         };
-        let limits = Limits { memory: memory_limit, cache: cache_limit, wired: wired_limit };
+        let limits = Limits {
+            memory: memory_limit,
+            cache: cache_limit,
+            wired: wired_limit,
+        };
         let runtime = py.detach(|| runtime::Runtime::new(device, limits))?;
         Ok(Runtime { runtime })
     }
@@ -107,7 +115,11 @@ impl Runtime {
 
 fn source(parameters: &Bound<'_, PyAny>, path: &str) -> PyResult<Source> {
     let wrong = |reason: String| {
-        PyErr::from(Error::Parameter { path: path.to_owned(), origin: String::new(), reason })
+        PyErr::from(Error::Parameter {
+            path: path.to_owned(),
+            origin: String::new(),
+            reason,
+        })
     };
     let value = parameters.get_item(path).map_err(|error| {
         if error.is_instance_of::<PyKeyError>(parameters.py()) {
@@ -120,7 +132,9 @@ fn source(parameters: &Bound<'_, PyAny>, path: &str) -> PyResult<Source> {
         Ok(file) => Ok(Source::File(file.get().tensor.clone())),
         Err(other) => {
             let imported = dlpack::import(&other.into_inner());
-            Ok(Source::Tensor(imported.map_err(|error| wrong(error.to_string()))?))
+            Ok(Source::Tensor(
+                imported.map_err(|error| wrong(error.to_string()))?,
+            ))
         }
     }
 }

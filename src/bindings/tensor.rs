@@ -46,7 +46,10 @@ impl LazyTensor {
 
     /// Computes the array and gives its memory, without copying it.
     #[pyo3(signature = (*, stream = None, max_version = None, dl_device = None, copy = None))]
-    #[expect(unused_variables, reason = "CPU memory has no stream, and every version takes a capsule without one")]
+    #[expect(
+        unused_variables,
+        reason = "CPU memory has no stream, and every version takes a capsule without one"
+    )]
     fn __dlpack__<'py>(
         &self,
         py: Python<'py>,

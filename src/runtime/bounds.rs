@@ -18,7 +18,13 @@ pub fn input_bounds(graph: &GraphPlan) -> Vec<Option<i64>> {
     }
     for step in &graph.steps {
         match step {
-            Step::Call { region, inputs, parameters, outputs, .. } => {
+            Step::Call {
+                region,
+                inputs,
+                parameters,
+                outputs,
+                ..
+            } => {
                 let region = &graph.regions[*region as usize];
                 let mut registers = vec![(None, None); region.num_registers as usize];
                 for (register, slot) in inputs.iter().enumerate() {
@@ -30,13 +36,17 @@ pub fn input_bounds(graph: &GraphPlan) -> Vec<Option<i64>> {
                 }
                 for instruction in &region.instructions {
                     let operand = |index: usize| {
-                        instruction.inputs.get(index).map(|register| registers[*register as usize])
+                        instruction
+                            .inputs
+                            .get(index)
+                            .map(|register| registers[*register as usize])
                     };
                     if let (Op::Take { axis }, Some((_, Some(table))), Some((Some(input), _))) =
                         (&instruction.op, operand(0), operand(1))
                         && let Some(size) = table.shape.get(*axis).and_then(|size| size.fixed())
                     {
-                        bounds[input] = Some(bounds[input].map_or(size, |bound: i64| bound.min(size)));
+                        bounds[input] =
+                            Some(bounds[input].map_or(size, |bound: i64| bound.min(size)));
                     }
                     let same_elements = matches!(
                         instruction.op,
@@ -46,7 +56,9 @@ pub fn input_bounds(graph: &GraphPlan) -> Vec<Option<i64>> {
                             | Op::Broadcast { .. }
                             | Op::Slice { .. }
                     );
-                    let source = operand(0).and_then(|(input, _)| input).filter(|_| same_elements);
+                    let source = operand(0)
+                        .and_then(|(input, _)| input)
+                        .filter(|_| same_elements);
                     for (register, value) in instruction.outputs.iter().zip(&instruction.types) {
                         registers[*register as usize] = (source, Some(value));
                     }

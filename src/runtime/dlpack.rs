@@ -52,7 +52,11 @@ fn data_type(dtype: DType) -> DataType {
         DType::Float16 | DType::Float32 | DType::Float64 => FLOAT,
         DType::Bfloat16 => BFLOAT,
     };
-    DataType { code, bits: (dtype.size() * 8) as u8, lanes: 1 }
+    DataType {
+        code,
+        bits: (dtype.size() * 8) as u8,
+        lanes: 1,
+    }
 }
 
 fn dtype_of(found: DataType) -> Option<DType> {
@@ -97,7 +101,11 @@ pub fn into_dlpack(exported: Exported) -> *mut ManagedTensor {
     for axis in (1..shape.len()).rev() {
         strides[axis - 1] = strides[axis] * shape[axis].max(1);
     }
-    let mut manager = Box::new(Manager { _exported: exported, shape, strides });
+    let mut manager = Box::new(Manager {
+        _exported: exported,
+        shape,
+        strides,
+    });
     let tensor = RawTensor {
         data,
         device_type: CPU,
@@ -109,7 +117,11 @@ pub fn into_dlpack(exported: Exported) -> *mut ManagedTensor {
         byte_offset: 0,
     };
     let manager = Box::into_raw(manager).cast();
-    Box::into_raw(Box::new(ManagedTensor { tensor, manager, deleter: Some(delete_exported) }))
+    Box::into_raw(Box::new(ManagedTensor {
+        tensor,
+        manager,
+        deleter: Some(delete_exported),
+    }))
 }
 
 /// Frees a tensor that nobody consumed.
@@ -157,7 +169,10 @@ impl Imported {
                 }
             };
             let shape = list(tensor.shape);
-            let sizes = shape.iter().map(|size| i32::try_from(*size)).collect::<Result<Vec<_>, _>>();
+            let sizes = shape
+                .iter()
+                .map(|size| i32::try_from(*size))
+                .collect::<Result<Vec<_>, _>>();
             let mut strides = list(tensor.strides);
             if strides.len() < rank {
                 strides = vec![1; rank];
@@ -165,8 +180,12 @@ impl Imported {
                     strides[axis - 1] = strides[axis] * shape[axis];
                 }
             }
-            let imported =
-                Imported { managed, dtype: DType::Bool, shape: sizes.unwrap_or_default(), strides };
+            let imported = Imported {
+                managed,
+                dtype: DType::Bool,
+                shape: sizes.unwrap_or_default(),
+                strides,
+            };
             if imported.shape.len() != rank {
                 return Err(Error::Tensor(format!("sizes {shape:?} do not fit 32 bits")));
             }
@@ -178,7 +197,10 @@ impl Imported {
             )));
         }
         imported.dtype = dtype_of(found).ok_or_else(|| {
-            Error::Tensor(format!("DLPack type code {} of {} bits", found.code, found.bits))
+            Error::Tensor(format!(
+                "DLPack type code {} of {} bits",
+                found.code, found.bits
+            ))
         })?;
         Ok(imported)
     }
@@ -203,7 +225,11 @@ impl Imported {
         // SAFETY: the tensor is alive, and its first element lies at that offset.
         unsafe {
             let tensor = &(*self.managed).tensor;
-            tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize).cast()
+            tensor
+                .data
+                .cast::<u8>()
+                .wrapping_add(tensor.byte_offset as usize)
+                .cast()
         }
     }
 
@@ -211,11 +237,16 @@ impl Imported {
     pub fn is_contiguous(&self) -> bool {
         let mut expected = 1;
         self.size() == 0
-            || self.shape.iter().zip(&self.strides).rev().all(|(size, stride)| {
-                let fits = *size == 1 || *stride == expected;
-                expected *= i64::from(*size);
-                fits
-            })
+            || self
+                .shape
+                .iter()
+                .zip(&self.strides)
+                .rev()
+                .all(|(size, stride)| {
+                    let fits = *size == 1 || *stride == expected;
+                    expected *= i64::from(*size);
+                    fits
+                })
     }
 
     /// The elements, copied row-major.
@@ -228,12 +259,18 @@ impl Imported {
         let base = self.data().cast::<u8>();
         if self.is_contiguous() {
             // SAFETY: a contiguous tensor has `size * width` readable bytes.
-            bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(base, self.size() * width) });
+            bytes.extend_from_slice(unsafe {
+                std::slice::from_raw_parts(base, self.size() * width)
+            });
             return bytes;
         }
         let mut index = vec![0i64; self.shape.len()];
         loop {
-            let offset: i64 = index.iter().zip(&self.strides).map(|(i, stride)| i * stride).sum();
+            let offset: i64 = index
+                .iter()
+                .zip(&self.strides)
+                .map(|(i, stride)| i * stride)
+                .sum();
             let element = base.wrapping_offset(offset as isize * width as isize);
             // SAFETY: every index within the shape addresses an element of the tensor.
             bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(element, width) });

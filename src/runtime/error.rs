@@ -27,7 +27,12 @@ pub enum Error {
 
     /// An instruction of a plan failed.
     #[error("graph {graph:?}, {place}, {op}: {cause}")]
-    Instruction { graph: String, place: String, op: String, cause: Box<Error> },
+    Instruction {
+        graph: String,
+        place: String,
+        op: String,
+        cause: Box<Error>,
+    },
 
     /// The plan asks for what the executor cannot do.
     #[error("{0}")]
@@ -43,7 +48,11 @@ pub enum Error {
 
     /// A parameter that is missing or not as the plan says.
     #[error("parameter {path:?}{origin}: {reason}")]
-    Parameter { path: String, origin: String, reason: String },
+    Parameter {
+        path: String,
+        origin: String,
+        reason: String,
+    },
 
     /// A weight file that cannot be read.
     #[error("weight file {path}: {reason}")]
@@ -58,8 +67,16 @@ pub enum Error {
     KvCache(String),
 
     /// More memory than allowed.
-    #[error("{what} needs {need} bytes, and {available} of the limit of {limit} bytes are free; {remedy}")]
-    Memory { what: String, need: u64, available: u64, limit: u64, remedy: &'static str },
+    #[error(
+        "{what} needs {need} bytes, and {available} of the limit of {limit} bytes are free; {remedy}"
+    )]
+    Memory {
+        what: String,
+        need: u64,
+        available: u64,
+        limit: u64,
+        remedy: &'static str,
+    },
 
     /// A tensor of another framework that cannot be taken over.
     #[error("tensor: {0}")]

@@ -64,7 +64,8 @@ impl Runtime {
     /// Copies a host tensor to MLX.
     pub fn upload(&self, tensor: HostTensor) -> Result<Tensor> {
         let owner = self.owner.clone();
-        self.owner.call(move |state| Tensor::new(state, &owner, tensor.to_array()?))
+        self.owner
+            .call(move |state| Tensor::new(state, &owner, tensor.to_array()?))
     }
 
     /// Tensors that handles refer to.
@@ -93,7 +94,11 @@ impl Runtime {
             state.models.insert(id, model);
             Ok((id, report))
         })?;
-        Ok(LoadedModel { id, owner: self.owner.clone(), report })
+        Ok(LoadedModel {
+            id,
+            owner: self.owner.clone(),
+            report,
+        })
     }
 }
 
@@ -112,8 +117,10 @@ impl LoadedModel {
         attention: Vec<LayerMetadata>,
     ) -> Result<Vec<Tensor>> {
         let graph = graph.to_owned();
-        let inputs: Vec<(String, Sent)> =
-            inputs.into_iter().map(|(name, argument)| (name, Sent::new(argument))).collect();
+        let inputs: Vec<(String, Sent)> = inputs
+            .into_iter()
+            .map(|(name, argument)| (name, Sent::new(argument)))
+            .collect();
         let owner = self.owner.clone();
         self.with(move |model, state| {
             if model.is_dirty() {
@@ -125,7 +132,10 @@ impl LoadedModel {
                 .collect::<Result<_>>()?;
             let metadata = by_layer(model, attention);
             let outputs = model.run(&state.mlx, &owner, &graph, inputs, &metadata)?;
-            outputs.into_iter().map(|array| Tensor::new(state, &owner, array)).collect()
+            outputs
+                .into_iter()
+                .map(|array| Tensor::new(state, &owner, array))
+                .collect()
         })
     }
 
@@ -144,11 +154,17 @@ impl LoadedModel {
                 None => array.clone(),
             };
             let names = model.input_names(GRAPH)?;
-            let inputs = names.into_iter().next().map(|name| (name, Input::Array(array)));
+            let inputs = names
+                .into_iter()
+                .next()
+                .map(|name| (name, Input::Array(array)));
             let inputs = inputs.into_iter().collect();
             let metadata = StepMetadata::default();
             let outputs = model.run(&state.mlx, &owner, GRAPH, inputs, &metadata)?;
-            outputs.into_iter().map(|array| Tensor::new(state, &owner, array)).collect()
+            outputs
+                .into_iter()
+                .map(|array| Tensor::new(state, &owner, array))
+                .collect()
         })
     }
 
@@ -179,7 +195,10 @@ impl LoadedModel {
     ) -> Result<R> {
         let id = self.id;
         self.owner.call(move |state| {
-            let mut model = state.models.remove(&id).ok_or(super::error::Error::Closed)?;
+            let mut model = state
+                .models
+                .remove(&id)
+                .ok_or(super::error::Error::Closed)?;
             let result = work(&mut model, state);
             state.models.insert(id, model);
             result

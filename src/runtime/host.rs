@@ -39,9 +39,13 @@ impl HostTensor {
             bytes.as_chunks::<N>().0.iter().copied()
         }
         match self.dtype {
-            DType::Int32 => Ok(words(&self.bytes).map(|word| i32::from_ne_bytes(word).into()).collect()),
+            DType::Int32 => Ok(words(&self.bytes)
+                .map(|word| i32::from_ne_bytes(word).into())
+                .collect()),
             DType::Int64 => Ok(words(&self.bytes).map(i64::from_ne_bytes).collect()),
-            other => Err(Error::Tensor(format!("integers expected and {other} given"))),
+            other => Err(Error::Tensor(format!(
+                "integers expected and {other} given"
+            ))),
         }
     }
 
@@ -63,14 +67,29 @@ mod tests {
 
     #[test]
     fn integers_of_both_widths_are_read_and_others_refused() {
-        let tensor = |dtype, bytes: Vec<u8>| HostTensor { dtype, shape: vec![2], bytes };
+        let tensor = |dtype, bytes: Vec<u8>| HostTensor {
+            dtype,
+            shape: vec![2],
+            bytes,
+        };
         let narrow = [-1i32, 7].iter().flat_map(|v| v.to_ne_bytes()).collect();
-        let wide: Vec<u8> = [-1i64, 1 << 40].iter().flat_map(|v| v.to_ne_bytes()).collect();
+        let wide: Vec<u8> = [-1i64, 1 << 40]
+            .iter()
+            .flat_map(|v| v.to_ne_bytes())
+            .collect();
         assert_eq!(tensor(DType::Int32, narrow).integers().unwrap(), [-1, 7]);
         let wide = tensor(DType::Int64, wide);
         assert_eq!(wide.integers().unwrap(), [-1, 1 << 40]);
-        assert!(wide.integers_32().unwrap_err().to_string().contains("1099511627776"));
+        assert!(
+            wide.integers_32()
+                .unwrap_err()
+                .to_string()
+                .contains("1099511627776")
+        );
         let float = tensor(DType::Float32, vec![0; 8]);
-        assert_eq!(float.integers().unwrap_err().to_string(), "tensor: integers expected and float32 given");
+        assert_eq!(
+            float.integers().unwrap_err().to_string(),
+            "tensor: integers expected and float32 given"
+        );
     }
 }

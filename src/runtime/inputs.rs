@@ -36,34 +36,52 @@ pub fn bind(
     bounds: &[Option<i64>],
     mut inputs: HashMap<String, Input>,
 ) -> Result<Bound> {
-    let wrong = |reason: String| Error::Inputs { graph: graph.name.clone(), reason };
+    let wrong = |reason: String| Error::Inputs {
+        graph: graph.name.clone(),
+        reason,
+    };
     let mut symbols: Vec<Option<i64>> = vec![None; graph.symbols.len()];
     let mut arrays = Vec::with_capacity(graph.inputs.len());
     for (index, binding) in graph.inputs.iter().enumerate() {
         let Binding { name, value } = binding;
-        let input = inputs.remove(name).ok_or_else(|| wrong(format!("input {name:?} is missing")))?;
+        let input = inputs
+            .remove(name)
+            .ok_or_else(|| wrong(format!("input {name:?} is missing")))?;
         if let (Input::Host(tensor), Some(Some(bound))) = (&input, bounds.get(index)) {
-            check_bound(tensor, *bound).map_err(|reason| wrong(format!("input {name:?}: {reason}")))?;
+            check_bound(tensor, *bound)
+                .map_err(|reason| wrong(format!("input {name:?}: {reason}")))?;
         }
         let array = to_array(mlx, input, value.dtype)?;
         if !matches(&array, value, &mut symbols) {
             let found = mlx::dtype(&array).map_or("?", DType::name);
-            let reason =
-                format!("input {name:?}: expected {value}, found {found}{:?}", array.shape());
+            let reason = format!(
+                "input {name:?}: expected {value}, found {found}{:?}",
+                array.shape()
+            );
             return Err(wrong(reason));
         }
         arrays.push(array);
     }
     if let Some(name) = inputs.keys().min() {
-        let known: Vec<&str> = graph.inputs.iter().map(|input| input.name.as_str()).collect();
-        return Err(wrong(format!("there is no input {name:?}; its inputs are {known:?}")));
+        let known: Vec<&str> = graph
+            .inputs
+            .iter()
+            .map(|input| input.name.as_str())
+            .collect();
+        return Err(wrong(format!(
+            "there is no input {name:?}; its inputs are {known:?}"
+        )));
     }
     let role = |role: &str| graph.symbols.iter().position(|symbol| symbol.role == role);
-    let num_tokens = role("num_tokens").and_then(|index| symbols[index]).unwrap_or(0);
+    let num_tokens = role("num_tokens")
+        .and_then(|index| symbols[index])
+        .unwrap_or(0);
     let unbound = symbols.iter().position(Option::is_none);
     if let Some(index) = unbound {
         let symbol = &graph.symbols[index].name;
-        return Err(wrong(format!("no input's size gives the symbol {symbol:?}")));
+        return Err(wrong(format!(
+            "no input's size gives the symbol {symbol:?}"
+        )));
     }
     Ok(Bound {
         arrays,
@@ -76,8 +94,17 @@ fn to_array(mlx: &Mlx, input: Input, expected: DType) -> Result<Array> {
     match input {
         // vLLM's token ids are int32 and its positions int64; callers may have either.
         Input::Host(tensor) if tensor.dtype == DType::Int64 && expected == DType::Int32 => {
-            let bytes = tensor.integers_32()?.iter().flat_map(|value| value.to_ne_bytes()).collect();
-            Ok(HostTensor { dtype: expected, bytes, ..tensor }.to_array()?)
+            let bytes = tensor
+                .integers_32()?
+                .iter()
+                .flat_map(|value| value.to_ne_bytes())
+                .collect();
+            Ok(HostTensor {
+                dtype: expected,
+                bytes,
+                ..tensor
+            }
+            .to_array()?)
         }
         Input::Host(tensor) if tensor.dtype == DType::Int32 && expected == DType::Int64 => {
             Ok(mlx.cast(&tensor.to_array()?, expected)?)
@@ -91,9 +118,11 @@ fn check_bound(tensor: &HostTensor, bound: i64) -> std::result::Result<(), Strin
     let values = tensor.integers().map_err(|error| error.to_string())?;
     match values.iter().position(|value| !(0..bound).contains(value)) {
         None => Ok(()),
-        Some(index) => {
-            Err(format!("element {index} is {}, and it must be from 0 to {}", values[index], bound - 1))
-        }
+        Some(index) => Err(format!(
+            "element {index} is {}, and it must be from 0 to {}",
+            values[index],
+            bound - 1
+        )),
     }
 }
 
@@ -108,7 +137,9 @@ fn matches(array: &Array, expected: &TensorType, symbols: &mut [Option<i64>]) ->
                 Dim::Fixed(value) => value == size,
                 Dim::Affine { symbol, mul, add } => match symbols.get_mut(symbol as usize) {
                     None => false,
-                    Some(Some(value)) => value.checked_mul(mul).and_then(|v| v.checked_add(add)) == Some(size),
+                    Some(Some(value)) => {
+                        value.checked_mul(mul).and_then(|v| v.checked_add(add)) == Some(size)
+                    }
                     Some(free) => {
                         let exact = mul != 0 && (size - add) % mul == 0 && (size - add) / mul >= 0;
                         *free = exact.then(|| (size - add) / mul);

@@ -65,9 +65,16 @@ impl KvCache {
             let array = mlx.zeros(&shape, spec.dtype)?;
             // One at a time: evaluating all at once would hold temporaries of all.
             mlx.eval([&array])?;
-            caches.push(Cache { array, pages: spec.pages });
+            caches.push(Cache {
+                array,
+                pages: spec.pages,
+            });
         }
-        Ok(KvCache { caches, cache_of_layer, dirty: false })
+        Ok(KvCache {
+            caches,
+            cache_of_layer,
+            dirty: false,
+        })
     }
 
     /// Index of the cache of a plan's layer.
@@ -75,10 +82,16 @@ impl KvCache {
     /// # Errors
     /// The layer has none.
     pub fn index(&self, layers: &[Layer], layer: usize) -> Result<usize> {
-        self.cache_of_layer.get(layer).copied().flatten().ok_or_else(|| {
-            let name = layers.get(layer).map_or("?", |layer| layer.plan.name.as_str());
-            Error::KvCache(format!("layer {name:?} has none; allocate it first"))
-        })
+        self.cache_of_layer
+            .get(layer)
+            .copied()
+            .flatten()
+            .ok_or_else(|| {
+                let name = layers
+                    .get(layer)
+                    .map_or("?", |layer| layer.plan.name.as_str());
+                Error::KvCache(format!("layer {name:?} has none; allocate it first"))
+            })
     }
 
     /// Bytes of all caches.
@@ -94,7 +107,10 @@ fn claim(
     index: usize,
     cache_of_layer: &mut [Option<usize>],
 ) -> Result<([i32; 3], u64)> {
-    let Pages { num_blocks, block_size } = spec.pages;
+    let Pages {
+        num_blocks,
+        block_size,
+    } = spec.pages;
     if num_blocks == 0 || block_size == 0 || !spec.dtype.is_float() {
         let reason = format!(
             "{num_blocks} blocks of {block_size} tokens in {} for {:?}",
@@ -123,7 +139,11 @@ fn claim(
         .checked_add(1)
         .and_then(|blocks| blocks.checked_mul(block_size))
         .and_then(|rows| i32::try_from(rows).ok())
-        .ok_or_else(|| Error::KvCache(format!("{num_blocks} blocks of {block_size} tokens are too many")))?;
+        .ok_or_else(|| {
+            Error::KvCache(format!(
+                "{num_blocks} blocks of {block_size} tokens are too many"
+            ))
+        })?;
     let bytes = [heads as u64, size as u64, spec.dtype.size() as u64]
         .into_iter()
         .fold(rows as u64, u64::saturating_mul);

@@ -71,7 +71,13 @@ pub fn require(what: &str, need: u64, remedy: &'static str) -> Result<()> {
     let limit = usage.limit as u64;
     let available = limit.saturating_sub(usage.active as u64);
     if need > available {
-        return Err(Error::Memory { what: what.to_owned(), need, available, limit, remedy });
+        return Err(Error::Memory {
+            what: what.to_owned(),
+            need,
+            available,
+            limit,
+            remedy,
+        });
     }
     Ok(())
 }

@@ -45,7 +45,12 @@ impl Model {
         let mut parameters = Parameters::new(sources)?;
         let mut layers = Vec::with_capacity(plan.layers.len());
         for layer in plan.layers {
-            let sinks = layer.sinks.as_deref().map(|path| parameters.get(path)).transpose()?.cloned();
+            let sinks = layer
+                .sinks
+                .as_deref()
+                .map(|path| parameters.get(path))
+                .transpose()?
+                .cloned();
             layers.push(Layer::new(mlx, layer, sinks)?);
         }
         let mut graphs = Vec::with_capacity(plan.graphs.len());
@@ -58,7 +63,15 @@ impl Model {
             });
         }
         let report = parameters.into_report();
-        Ok((Model { graphs, layers, cache: None, islands }, report))
+        Ok((
+            Model {
+                graphs,
+                layers,
+                cache: None,
+                islands,
+            },
+            report,
+        ))
     }
 
     /// Replaces the caches; returns their bytes.
@@ -87,12 +100,17 @@ impl Model {
     }
 
     fn graph(&self, name: &str) -> Result<&Prepared> {
-        self.graphs.iter().find(|prepared| prepared.graph.plan.name == name).ok_or_else(|| {
-            Error::UnknownGraph {
+        self.graphs
+            .iter()
+            .find(|prepared| prepared.graph.plan.name == name)
+            .ok_or_else(|| Error::UnknownGraph {
                 name: name.to_owned(),
-                known: self.graphs.iter().map(|prepared| prepared.graph.plan.name.clone()).collect(),
-            }
-        })
+                known: self
+                    .graphs
+                    .iter()
+                    .map(|prepared| prepared.graph.plan.name.clone())
+                    .collect(),
+            })
     }
 
     /// Builds one run of a graph, lazily. Everything that indexes memory is checked first; where a
@@ -106,17 +124,33 @@ impl Model {
         metadata: &StepMetadata,
     ) -> Result<Vec<Array>> {
         self.graph(name)?;
-        let Model { graphs, layers, cache, islands } = self;
-        let Some(prepared) = graphs.iter().find(|prepared| prepared.graph.plan.name == name) else {
+        let Model {
+            graphs,
+            layers,
+            cache,
+            islands,
+        } = self;
+        let Some(prepared) = graphs
+            .iter()
+            .find(|prepared| prepared.graph.plan.name == name)
+        else {
             return Err(Error::Internal(format!("graph {name:?} vanished")));
         };
         let bound = bind(mlx, &prepared.graph.plan, &prepared.bounds, inputs)?;
         if !prepared.layers.is_empty() {
             metadata.check(layers, &prepared.layers, cache.as_ref(), bound.num_tokens)?;
         }
-        let mut effects =
-            StepEffects::new(mlx, owner, layers, cache.as_mut(), metadata, islands.as_deref());
-        let outputs = prepared.graph.run(mlx, &bound.symbols, bound.arrays, &mut effects)?;
+        let mut effects = StepEffects::new(
+            mlx,
+            owner,
+            layers,
+            cache.as_mut(),
+            metadata,
+            islands.as_deref(),
+        );
+        let outputs = prepared
+            .graph
+            .run(mlx, &bound.symbols, bound.arrays, &mut effects)?;
         effects.commit();
         Ok(outputs)
     }
@@ -141,14 +175,22 @@ impl Model {
 
     /// A layer's cache.
     pub fn cache_rows(&self, layer: usize) -> Result<Array> {
-        let cache = self.cache.as_ref().ok_or_else(|| Error::KvCache("none is allocated".into()))?;
-        Ok(cache.caches[cache.index(&self.layers, layer)?].array.clone())
+        let cache = self
+            .cache
+            .as_ref()
+            .ok_or_else(|| Error::KvCache("none is allocated".into()))?;
+        Ok(cache.caches[cache.index(&self.layers, layer)?]
+            .array
+            .clone())
     }
 }
 
 fn attention_layers(graph: &GraphPlan) -> Vec<usize> {
     let effects = graph.steps.iter().filter_map(|step| match step {
-        Step::Effect { op: Op::Attention { layer }, .. } => Some(*layer as usize),
+        Step::Effect {
+            op: Op::Attention { layer },
+            ..
+        } => Some(*layer as usize),
         _ => None,
     });
     effects.collect()

@@ -78,9 +78,15 @@ impl Owner {
                 }
             })
             .map_err(|error| Error::Internal(format!("cannot start a thread: {error}")))?;
-        started.recv().map_err(|_| Error::Internal("the MLX thread died".to_owned()))??;
+        started
+            .recv()
+            .map_err(|_| Error::Internal("the MLX thread died".to_owned()))??;
         let thread_id = thread.thread().id();
-        Ok(Arc::new(Owner { sender, thread: Mutex::new(Some(thread)), thread_id }))
+        Ok(Arc::new(Owner {
+            sender,
+            thread: Mutex::new(Some(thread)),
+            thread_id,
+        }))
     }
 
     /// Runs a closure on the thread and waits for its result. Do not hold Python's GIL meanwhile.
@@ -102,7 +108,9 @@ impl Owner {
             // Nobody waits when the caller's thread has died.
             let _ = reply.send(outcome);
         });
-        self.sender.send(Message::Run(job)).map_err(|_| Error::Closed)?;
+        self.sender
+            .send(Message::Run(job))
+            .map_err(|_| Error::Closed)?;
         result.recv().map_err(|_| Error::Closed)?
     }
 
@@ -114,9 +122,15 @@ impl Owner {
     /// Frees everything and ends the thread. Later calls fail with [`Error::Closed`].
     pub fn close(&self) {
         let _ = self.sender.send(Message::Stop);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         // The last handle may be dropped by an array's deleter on the thread itself.
-        if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
+        if let Some(thread) =
+            thread.filter(|thread| thread.thread().id() != std::thread::current().id())
+        {
             let _ = thread.join();
         }
     }
@@ -129,14 +143,24 @@ impl Drop for Owner {
 }
 
 fn serve(mlx: Mlx, receiver: Receiver<Message>) {
-    let mut state = State { mlx, tensors: HashMap::new(), models: HashMap::new(), next_id: 0 };
+    let mut state = State {
+        mlx,
+        tensors: HashMap::new(),
+        models: HashMap::new(),
+        next_id: 0,
+    };
     while let Ok(Message::Run(job)) = receiver.recv() {
         // `call` reports its panics itself; a posted job has nobody to report to.
         let _ = catch_unwind(AssertUnwindSafe(|| job(&mut state)));
     }
     // What is still queued is dropped unrun: its callers see a closed runtime.
     drop(receiver);
-    let State { mlx, tensors, models, .. } = state;
+    let State {
+        mlx,
+        tensors,
+        models,
+        ..
+    } = state;
     let _ = mlx.synchronize();
     drop((tensors, models));
     let _ = memory::clear_cache();

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The effects of one run: attention with its cache, and islands.
 
-use super::attention::{
-    Kind, Layer, Layout, Metadata, Pages, Source, attend, encode_rows, write,
-};
+use super::attention::{Kind, Layer, Layout, Metadata, Pages, Source, attend, encode_rows, write};
 use super::error::{Error, Result};
 use super::executor::Effects;
 use super::island::IslandRunner;
@@ -68,7 +66,9 @@ impl<'a> StepEffects<'a> {
 
     /// Makes the caches hold the step's keys and values, still lazily.
     pub fn commit(&mut self) {
-        let Some(cache) = self.cache.as_mut() else { return };
+        let Some(cache) = self.cache.as_mut() else {
+            return;
+        };
         for (cache_array, new) in cache.caches.iter_mut().zip(&mut self.pending) {
             if let Some(new) = new.take() {
                 cache_array.array = new;
@@ -78,24 +78,33 @@ impl<'a> StepEffects<'a> {
     }
 
     fn layout(&mut self, group: usize, kind: Kind, num_tokens: usize) -> Result<Rc<Layout>> {
-        let known = self.layouts.iter().find(|(other, of, _)| *other == group && *of == kind);
+        let known = self
+            .layouts
+            .iter()
+            .find(|(other, of, _)| *other == group && *of == kind);
         if let Some((_, _, layout)) = known {
             return Ok(layout.clone());
         }
-        let layout = Rc::new(Layout::new(&self.metadata.groups[group], &kind, num_tokens)?);
+        let layout = Rc::new(Layout::new(
+            &self.metadata.groups[group],
+            &kind,
+            num_tokens,
+        )?);
         self.layouts.push((group, kind, layout.clone()));
         Ok(layout)
     }
 
     fn slots(&mut self, group: usize, pages: Pages, num_tokens: usize) -> Result<Rc<Array>> {
-        let known = self.slots.iter().find(|(other, of, _)| *other == group && *of == pages);
+        let known = self
+            .slots
+            .iter()
+            .find(|(other, of, _)| *other == group && *of == pages);
         if let Some((_, _, slots)) = known {
             return Ok(slots.clone());
         }
         let slots = self.metadata.groups[group].write_slots(num_tokens, pages);
         let bytes: Vec<u8> = slots.iter().flat_map(|slot| slot.to_ne_bytes()).collect();
-        let array =
-            mlx::host_array(&bytes, &[num_tokens as i32], lowering::ir::DType::Int32)?;
+        let array = mlx::host_array(&bytes, &[num_tokens as i32], lowering::ir::DType::Int32)?;
         let slots = Rc::new(array);
         self.slots.push((group, pages, slots.clone()));
         Ok(slots)
@@ -112,7 +121,10 @@ impl<'a> StepEffects<'a> {
         let mut kind = Kind {
             source: Source::Step,
             causal: !is_encoder(layer),
-            sliding_window: layer.plan.sliding_window.and_then(|size| usize::try_from(size).ok()),
+            sliding_window: layer
+                .plan
+                .sliding_window
+                .and_then(|size| usize::try_from(size).ok()),
             alibi_slopes: layer.plan.alibi_slopes.clone(),
             max_scores: (!fused).then_some(MAX_SCORES),
             fused,
@@ -124,13 +136,22 @@ impl<'a> StepEffects<'a> {
         }
         let (mlx, shares) = (self.mlx, layer.plan.kv_sharing_target.is_some());
         let cache = self.cache.as_deref().ok_or_else(|| {
-            Error::KvCache(format!("layer {:?} has none; allocate it first", layer.plan.name))
+            Error::KvCache(format!(
+                "layer {:?} has none; allocate it first",
+                layer.plan.name
+            ))
         })?;
         let cache_index = cache.index(layers, index)?;
         let pages = cache.caches[cache_index].pages;
-        kind.source = Source::Cache { block_size: pages.block_size };
+        kind.source = Source::Cache {
+            block_size: pages.block_size,
+        };
         let layout = self.layout(group, kind, num_tokens)?;
-        let slots = if shares { None } else { Some(self.slots(group, pages, num_tokens)?) };
+        let slots = if shares {
+            None
+        } else {
+            Some(self.slots(group, pages, num_tokens)?)
+        };
         let current = self.pending[cache_index]
             .as_ref()
             .or_else(|| Some(&self.cache.as_deref()?.caches[cache_index].array))
@@ -165,7 +186,9 @@ impl StepMetadata {
             field: "layers",
             reason: format!(
                 "none is given for layer {:?}",
-                layers.get(index).map_or("?", |layer| layer.plan.name.as_str())
+                layers
+                    .get(index)
+                    .map_or("?", |layer| layer.plan.name.as_str())
             ),
         })
     }
@@ -245,7 +268,10 @@ impl Effects for StepEffects<'_> {
                 let array = weights::borrow(result)?;
                 if mlx::dtype(&array) != Some(expected.dtype) {
                     let reason = format!("a result is {:?} and not {expected}", mlx::dtype(&array));
-                    return Err(Error::Island { target: target.to_owned(), reason });
+                    return Err(Error::Island {
+                        target: target.to_owned(),
+                        reason,
+                    });
                 }
                 Ok(array)
             })

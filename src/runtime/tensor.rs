@@ -28,7 +28,12 @@ impl Tensor {
         let shape = array.shape().to_vec();
         let id = state.new_id();
         state.tensors.insert(id, array);
-        Ok(Tensor { id, shape, dtype, owner: owner.clone() })
+        Ok(Tensor {
+            id,
+            shape,
+            dtype,
+            owner: owner.clone(),
+        })
     }
 
     /// Sizes.
@@ -66,14 +71,18 @@ impl Tensor {
     /// The tensor has fewer.
     pub fn head(&self, count: usize) -> Result<Tensor> {
         let available = self.num_rows()?;
-        let count = i32::try_from(count).ok().filter(|count| *count <= available).ok_or_else(|| {
-            Error::Tensor(format!("the first {count} rows of {available}"))
-        })?;
+        let count = i32::try_from(count)
+            .ok()
+            .filter(|count| *count <= available)
+            .ok_or_else(|| Error::Tensor(format!("the first {count} rows of {available}")))?;
         self.derive(move |state, array| Ok(state.mlx.slice(array, 0, 0, count, 1)?))
     }
 
     fn num_rows(&self) -> Result<i32> {
-        self.shape.first().copied().ok_or_else(|| Error::Tensor("rows of a scalar".to_owned()))
+        self.shape
+            .first()
+            .copied()
+            .ok_or_else(|| Error::Tensor("rows of a scalar".to_owned()))
     }
 
     /// Row indices as MLX takes them.
@@ -82,9 +91,12 @@ impl Tensor {
         indices
             .iter()
             .map(|index| {
-                i32::try_from(*index).ok().filter(|row| (0..available).contains(row)).ok_or_else(
-                    || Error::Tensor(format!("row {index} of a tensor with {available} rows")),
-                )
+                i32::try_from(*index)
+                    .ok()
+                    .filter(|row| (0..available).contains(row))
+                    .ok_or_else(|| {
+                        Error::Tensor(format!("row {index} of a tensor with {available} rows"))
+                    })
             })
             .collect()
     }
@@ -113,7 +125,8 @@ impl Tensor {
 impl Drop for Tensor {
     fn drop(&mut self) {
         let id = self.id;
-        self.owner.post(move |state| drop(state.tensors.remove(&id)));
+        self.owner
+            .post(move |state| drop(state.tensors.remove(&id)));
     }
 }
 
@@ -197,5 +210,9 @@ pub fn copy_out(array: &Array) -> Result<HostTensor> {
     let data = mlx::data_pointer(array)?.cast::<u8>();
     // SAFETY: a row-major array has that many readable bytes.
     let bytes = unsafe { std::slice::from_raw_parts(data, array.nbytes()) }.to_vec();
-    Ok(HostTensor { dtype, shape: array.shape().to_vec(), bytes })
+    Ok(HostTensor {
+        dtype,
+        shape: array.shape().to_vec(),
+        bytes,
+    })
 }

@@ -38,19 +38,27 @@ impl Random {
 
 /// A float32 array.
 pub fn floats(values: &[f32], shape: &[i32]) -> Array {
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+    let bytes: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_ne_bytes())
+        .collect();
     mlx::host_array(&bytes, shape, DType::Float32).unwrap()
 }
 
 /// An int64 array.
 pub fn longs(values: &[i64], shape: &[i32]) -> Array {
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+    let bytes: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_ne_bytes())
+        .collect();
     mlx::host_array(&bytes, shape, DType::Int64).unwrap()
 }
 
 /// Any array's elements as float64.
 pub fn values(mlx: &Mlx, array: &Array) -> Vec<f64> {
-    let wide = mlx.contiguous(&mlx.cast(array, DType::Float64).unwrap()).unwrap();
+    let wide = mlx
+        .contiguous(&mlx.cast(array, DType::Float64).unwrap())
+        .unwrap();
     mlx.eval([&wide]).unwrap();
     let data = mlx::data_pointer(&wide).unwrap().cast::<f64>();
     if wide.size() == 0 {

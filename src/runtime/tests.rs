@@ -17,11 +17,17 @@ use lowering::plan::{
 use std::collections::HashMap;
 use std::sync::Arc;
 
-const PAGES: Pages = Pages { num_blocks: 6, block_size: 4 };
+const PAGES: Pages = Pages {
+    num_blocks: 6,
+    block_size: 4,
+};
 const LAYER: &str = "layers.0.attn";
 
 fn typed(dtype: DType, shape: &[Dim]) -> TensorType {
-    TensorType { dtype, shape: shape.to_vec() }
+    TensorType {
+        dtype,
+        shape: shape.to_vec(),
+    }
 }
 
 fn tokens_by(size: i64) -> TensorType {
@@ -29,22 +35,48 @@ fn tokens_by(size: i64) -> TensorType {
 }
 
 fn instruction(op: Op, inputs: &[u32], output: u32, value: TensorType) -> Instruction {
-    Instruction { op, inputs: inputs.to_vec(), outputs: vec![output], types: vec![value], release: vec![] }
+    Instruction {
+        op,
+        inputs: inputs.to_vec(),
+        outputs: vec![output],
+        types: vec![value],
+        release: vec![],
+    }
 }
 
 /// `attention(v, v, v)` with one head of size 2, where `v = table[ids] * (scale + scale)`; the island
 /// variant lets PyTorch's stand-in add `v` first.
 fn plan(island: bool) -> Plan {
-    let heads = typed(DType::Float32, &[Dim::symbol(0), Dim::Fixed(1), Dim::Fixed(2)]);
+    let heads = typed(
+        DType::Float32,
+        &[Dim::symbol(0), Dim::Fixed(1), Dim::Fixed(2)],
+    );
     let mut instructions = vec![
         instruction(Op::Take { axis: 0 }, &[1, 0], 3, tokens_by(2)),
-        instruction(Op::Binary(lowering::ir::Binary::Mul), &[3, 2], 4, tokens_by(2)),
-        instruction(Op::Reshape { shape: heads.shape.clone() }, &[4], 5, heads.clone()),
+        instruction(
+            Op::Binary(lowering::ir::Binary::Mul),
+            &[3, 2],
+            4,
+            tokens_by(2),
+        ),
+        instruction(
+            Op::Reshape {
+                shape: heads.shape.clone(),
+            },
+            &[4],
+            5,
+            heads.clone(),
+        ),
     ];
     if island {
-        let op = Op::Island { target: "aten.double".into(), arguments: "[]".into() };
+        let op = Op::Island {
+            target: "aten.double".into(),
+            arguments: "[]".into(),
+        };
         instructions[2] = instruction(op, &[4], 6, tokens_by(2));
-        let op = Op::Reshape { shape: heads.shape.clone() };
+        let op = Op::Reshape {
+            shape: heads.shape.clone(),
+        };
         instructions.push(instruction(op, &[6], 5, heads.clone()));
     }
     instructions[1].release = vec![3];
@@ -60,7 +92,9 @@ fn plan(island: bool) -> Plan {
         num_parameters: 0,
         num_registers: 2,
         instructions: vec![instruction(
-            Op::Reshape { shape: tokens_by(2).shape },
+            Op::Reshape {
+                shape: tokens_by(2).shape,
+            },
             &[0],
             1,
             tokens_by(2),
@@ -68,16 +102,25 @@ fn plan(island: bool) -> Plan {
         outputs: vec![1],
     };
     let scale = typed(DType::Float32, &[Dim::Fixed(2)]);
-    let parameter = |name: &str, value: TensorType| Binding { name: name.into(), value };
+    let parameter = |name: &str, value: TensorType| Binding {
+        name: name.into(),
+        value,
+    };
     let backbone = GraphPlan {
         name: "backbone".into(),
-        symbols: vec![Symbol { name: "s0".into(), role: "num_tokens".into() }],
+        symbols: vec![Symbol {
+            name: "s0".into(),
+            role: "num_tokens".into(),
+        }],
         inputs: vec![Binding {
             name: "input_ids".into(),
             value: typed(DType::Int64, &[Dim::symbol(0)]),
         }],
         parameters: vec![
-            parameter("table", typed(DType::Float32, &[Dim::Fixed(10), Dim::Fixed(2)])),
+            parameter(
+                "table",
+                typed(DType::Float32, &[Dim::Fixed(10), Dim::Fixed(2)]),
+            ),
             parameter("scale", scale.clone()),
             parameter("fold.0", scale),
         ],
@@ -88,7 +131,13 @@ fn plan(island: bool) -> Plan {
         }],
         regions: vec![first, last],
         steps: vec![
-            Step::Call { region: 0, inputs: vec![0], parameters: vec![0, 2], outputs: vec![1], release: vec![0] },
+            Step::Call {
+                region: 0,
+                inputs: vec![0],
+                parameters: vec![0, 2],
+                outputs: vec![1],
+                release: vec![0],
+            },
             Step::Effect {
                 op: Op::Attention { layer: 0 },
                 inputs: vec![1, 1, 1],
@@ -96,16 +145,28 @@ fn plan(island: bool) -> Plan {
                 types: vec![heads],
                 release: vec![1],
             },
-            Step::Call { region: 1, inputs: vec![2], parameters: vec![], outputs: vec![3], release: vec![2] },
+            Step::Call {
+                region: 1,
+                inputs: vec![2],
+                parameters: vec![],
+                outputs: vec![3],
+                release: vec![2],
+            },
         ],
         num_slots: 4,
         outputs: vec![3],
     };
     let mut logits = backbone.clone();
     logits.name = "logits".into();
-    logits.inputs = vec![Binding { name: "hidden_states".into(), value: tokens_by(2) }];
+    logits.inputs = vec![Binding {
+        name: "hidden_states".into(),
+        value: tokens_by(2),
+    }];
     logits.folds.clear();
-    logits.parameters = vec![parameter("head", typed(DType::Float32, &[Dim::Fixed(2), Dim::Fixed(3)]))];
+    logits.parameters = vec![parameter(
+        "head",
+        typed(DType::Float32, &[Dim::Fixed(2), Dim::Fixed(3)]),
+    )];
     logits.regions = vec![Region {
         num_inputs: 1,
         num_parameters: 1,
@@ -151,8 +212,15 @@ fn runtime() -> Runtime {
 
 /// A tensor of another library: here, one that the runtime exported.
 fn foreign(runtime: &Runtime, values: &[f32], shape: &[i32]) -> Imported {
-    let bytes = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
-    let tensor = HostTensor { dtype: DType::Float32, shape: shape.to_vec(), bytes };
+    let bytes = values
+        .iter()
+        .flat_map(|value| value.to_ne_bytes())
+        .collect();
+    let tensor = HostTensor {
+        dtype: DType::Float32,
+        shape: shape.to_vec(),
+        bytes,
+    };
     let exported = runtime.upload(tensor).unwrap().export().unwrap();
     // SAFETY: a live tensor that nobody else takes over.
     unsafe { Imported::new(into_dlpack(exported)) }.unwrap()
@@ -165,14 +233,27 @@ fn table_row(id: usize) -> [f32; 2] {
 fn sources(runtime: &Runtime) -> HashMap<String, Source> {
     let table: Vec<f32> = (0..10).flat_map(table_row).collect();
     HashMap::from([
-        ("table".into(), Source::Tensor(foreign(runtime, &table, &[10, 2]))),
-        ("scale".into(), Source::Tensor(foreign(runtime, &[1.0, 0.5], &[2]))),
-        ("head".into(), Source::Tensor(foreign(runtime, &[1., 0., 1., 0., 1., 1.], &[2, 3]))),
+        (
+            "table".into(),
+            Source::Tensor(foreign(runtime, &table, &[10, 2])),
+        ),
+        (
+            "scale".into(),
+            Source::Tensor(foreign(runtime, &[1.0, 0.5], &[2])),
+        ),
+        (
+            "head".into(),
+            Source::Tensor(foreign(runtime, &[1., 0., 1., 0., 1., 1.], &[2, 3])),
+        ),
     ])
 }
 
 fn spec(pages: Pages) -> Vec<CacheSpec> {
-    vec![CacheSpec { layers: vec![LAYER.into()], pages, dtype: DType::Float32 }]
+    vec![CacheSpec {
+        layers: vec![LAYER.into()],
+        pages,
+        dtype: DType::Float32,
+    }]
 }
 
 fn loaded(runtime: &Runtime) -> LoadedModel {
@@ -183,15 +264,20 @@ fn loaded(runtime: &Runtime) -> LoadedModel {
 
 fn ids(ids: &[i64]) -> Vec<(String, Argument<'static>)> {
     let bytes = ids.iter().flat_map(|id| id.to_ne_bytes()).collect();
-    let tensor = HostTensor { dtype: DType::Int64, shape: vec![ids.len() as i32], bytes };
+    let tensor = HostTensor {
+        dtype: DType::Int64,
+        shape: vec![ids.len() as i32],
+        bytes,
+    };
     vec![("input_ids".into(), Argument::Host(tensor))]
 }
 
 /// One request in blocks 4 and 2, its tokens from `start` up to `end`, and padding.
 fn request(start: usize, end: usize, padding: usize) -> Vec<LayerMetadata> {
     let blocks = [4i64, 2];
-    let mut slots: Vec<i64> =
-        (start..end).map(|position| blocks[position / 4] * 4 + position as i64 % 4).collect();
+    let mut slots: Vec<i64> = (start..end)
+        .map(|position| blocks[position / 4] * 4 + position as i64 % 4)
+        .collect();
     slots.resize(slots.len() + padding, -1);
     let metadata = Metadata {
         block_table: vec![4, 2],
@@ -203,7 +289,10 @@ fn request(start: usize, end: usize, padding: usize) -> Vec<LayerMetadata> {
         causal: vec![true],
         spans: vec![],
     };
-    vec![(vec![LAYER.into(), "a layer that the plan lacks".into()], Arc::new(metadata))]
+    vec![(
+        vec![LAYER.into(), "a layer that the plan lacks".into()],
+        Arc::new(metadata),
+    )]
 }
 
 fn floats(tensor: &Tensor) -> Vec<f32> {
@@ -227,7 +316,13 @@ fn expected(ids: &[usize]) -> Vec<[f64; 2]> {
                 .map(|key| (0.5 * (v[row][0] * key[0] + v[row][1] * key[1])).exp())
                 .collect();
             let total: f64 = scores.iter().sum();
-            [0, 1].map(|i| scores.iter().zip(&v).map(|(s, value)| s / total * value[i]).sum())
+            [0, 1].map(|i| {
+                scores
+                    .iter()
+                    .zip(&v)
+                    .map(|(s, value)| s / total * value[i])
+                    .sum()
+            })
         })
         .collect()
 }
@@ -256,7 +351,10 @@ fn a_request_in_chunks_equals_the_definition() {
     assert_close(&floats(&first.head(3).unwrap()), &expected[..3]);
     assert_close(&floats(&second), &expected[3..5]);
     assert_close(&floats(&third), &expected[5..]);
-    let logits = model.logits(&second, Some(vec![1, 0, 1])).unwrap().remove(0);
+    let logits = model
+        .logits(&second, Some(vec![1, 0, 1]))
+        .unwrap()
+        .remove(0);
     let rows = [expected[4], expected[3], expected[4]];
     let products: Vec<f64> = rows.iter().flat_map(|[a, b]| [*a, *b, a + b]).collect();
     for (found, expected) in floats(&logits).iter().zip(products) {
@@ -270,16 +368,31 @@ fn a_step_updates_the_cache_in_place_and_padding_goes_to_the_dump_block() {
     let model = loaded(&runtime);
     let before = model.cache_address(LAYER).unwrap();
     for (start, id) in IDS.iter().enumerate() {
-        let output = model.run("backbone", ids(&[*id as i64, 8]), request(start, start + 1, 1)).unwrap();
+        let output = model
+            .run(
+                "backbone",
+                ids(&[*id as i64, 8]),
+                request(start, start + 1, 1),
+            )
+            .unwrap();
         let logits = model.logits(&output[0], Some(vec![0])).unwrap();
         assert_eq!(floats(&logits[0]).len(), 3);
-        assert_eq!(model.cache_address(LAYER).unwrap(), before, "step {start} copied the cache");
+        assert_eq!(
+            model.cache_address(LAYER).unwrap(),
+            before,
+            "step {start} copied the cache"
+        );
     }
 
     let rows = model.cache_rows(LAYER).unwrap();
     assert_eq!(rows.shape, [28, 1, 4]);
-    let rows: Vec<f32> =
-        rows.bytes.as_chunks::<4>().0.iter().map(|word| f32::from_ne_bytes(*word)).collect();
+    let rows: Vec<f32> = rows
+        .bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|word| f32::from_ne_bytes(*word))
+        .collect();
     let row = |slot: usize| &rows[slot * 4..][..4];
     let value = |id: usize| {
         let [a, b] = table_row(id);
@@ -304,7 +417,9 @@ fn what_is_out_of_range_is_refused_before_anything_changes() {
         error.to_string()
     };
     let before = model.cache_rows(LAYER).unwrap();
-    assert!(error(ids(&[10]), request(0, 1, 0)).contains("element 0 is 10, and it must be from 0 to 9"));
+    assert!(
+        error(ids(&[10]), request(0, 1, 0)).contains("element 0 is 10, and it must be from 0 to 9")
+    );
     assert!(error(ids(&[0, -1]), request(0, 2, 0)).contains("element 1 is -1"));
     let mut wrong = request(0, 1, 0);
     Arc::make_mut(&mut wrong[0].1).slot_mapping[0] = 24;
@@ -313,16 +428,41 @@ fn what_is_out_of_range_is_refused_before_anything_changes() {
     assert!(error(ids(&[1]), vec![]).contains("none is given for layer \"layers.0.attn\""));
     assert!(error(vec![], request(0, 1, 0)).contains("input \"input_ids\" is missing"));
     let mut extra = ids(&[1]);
-    extra.push(("more".into(), Argument::Host(HostTensor { dtype: DType::Bool, shape: vec![0], bytes: vec![] })));
+    extra.push((
+        "more".into(),
+        Argument::Host(HostTensor {
+            dtype: DType::Bool,
+            shape: vec![0],
+            bytes: vec![],
+        }),
+    ));
     assert!(error(extra, request(0, 1, 0)).contains("there is no input \"more\""));
-    let floats = HostTensor { dtype: DType::Float32, shape: vec![1], bytes: vec![0; 4] };
+    let floats = HostTensor {
+        dtype: DType::Float32,
+        shape: vec![1],
+        bytes: vec![0; 4],
+    };
     let wrong = vec![("input_ids".into(), Argument::Host(floats))];
     assert!(error(wrong, request(0, 1, 0)).contains("integers expected and float32 given"));
-    assert!(model.run("nothing", vec![], vec![]).err().unwrap().to_string().contains("[\"backbone\", \"logits\"]"));
+    assert!(
+        model
+            .run("nothing", vec![], vec![])
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("[\"backbone\", \"logits\"]")
+    );
     assert_eq!(model.cache_rows(LAYER).unwrap(), before);
     let good = model.run("backbone", ids(&[3]), request(0, 1, 0)).unwrap();
     assert_close(&self::floats(&good[0]), &expected(&[3]));
-    assert!(good[0].rows(vec![1]).err().unwrap().to_string().contains("row 1 of a tensor with 1 rows"));
+    assert!(
+        good[0]
+            .rows(vec![1])
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("row 1 of a tensor with 1 rows")
+    );
     assert!(good[0].head(2).is_err());
     assert!(model.logits(&good[0], Some(vec![-1])).is_err());
 }
@@ -332,21 +472,38 @@ fn parameters_are_checked_and_weights_are_not_copied() {
     let runtime = runtime();
     assert_eq!(required(&plan(false)), ["head", "scale", "table"]);
     let report = loaded(&runtime).report;
-    assert_eq!((report.parameters, report.borrowed_bytes, report.copied_bytes), (3, 112, 0));
+    assert_eq!(
+        (
+            report.parameters,
+            report.borrowed_bytes,
+            report.copied_bytes
+        ),
+        (3, 112, 0)
+    );
     assert_eq!(report.folded_bytes, 8);
 
     let load = |change: &dyn Fn(&mut HashMap<String, Source>)| {
         let mut sources = sources(&runtime);
         change(&mut sources);
-        runtime.load(plan(false), sources, None).err().unwrap().to_string()
+        runtime
+            .load(plan(false), sources, None)
+            .err()
+            .unwrap()
+            .to_string()
     };
     let missing = load(&|sources| drop(sources.remove("table")));
-    assert_eq!(missing, "parameter \"table\": it is missing from the checkpoint");
+    assert_eq!(
+        missing,
+        "parameter \"table\": it is missing from the checkpoint"
+    );
     let wrong = load(&|sources| {
         let tensor = foreign(&runtime, &[0.0; 6], &[2, 3]);
         sources.insert("table".into(), Source::Tensor(tensor));
     });
-    assert_eq!(wrong, "parameter \"table\": expected float32[10,2], found float32[2, 3]");
+    assert_eq!(
+        wrong,
+        "parameter \"table\": expected float32[10,2], found float32[2, 3]"
+    );
 }
 
 #[test]
@@ -356,17 +513,42 @@ fn a_cache_that_cannot_be_is_refused() {
     let run = model.run("backbone", ids(&[1]), request(0, 1, 0));
     assert!(run.err().unwrap().to_string().contains("allocate it first"));
     let refused = |specs: Vec<CacheSpec>| model.allocate_kv_cache(specs).unwrap_err();
-    let huge = refused(spec(Pages { num_blocks: 1 << 24, block_size: 100 }));
+    let huge = refused(spec(Pages {
+        num_blocks: 1 << 24,
+        block_size: 100,
+    }));
     assert_eq!(huge.kind(), ErrorKind::Memory, "{huge}");
     assert!(huge.to_string().contains("allocate fewer blocks"));
     for (specs, part) in [
-        (spec(Pages { num_blocks: 0, block_size: 4 }), "0 blocks of 4 tokens"),
-        (spec(Pages { num_blocks: usize::MAX / 8, block_size: 4 }), "are too many"),
+        (
+            spec(Pages {
+                num_blocks: 0,
+                block_size: 4,
+            }),
+            "0 blocks of 4 tokens",
+        ),
+        (
+            spec(Pages {
+                num_blocks: usize::MAX / 8,
+                block_size: 4,
+            }),
+            "are too many",
+        ),
         ([spec(PAGES), spec(PAGES)].concat(), "is given twice"),
-        (vec![CacheSpec { layers: vec!["?".into()], pages: PAGES, dtype: DType::Float32 }], "no layer \"?\""),
+        (
+            vec![CacheSpec {
+                layers: vec!["?".into()],
+                pages: PAGES,
+                dtype: DType::Float32,
+            }],
+            "no layer \"?\"",
+        ),
     ] {
         let error = refused(specs);
-        assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains(part), "{error}");
+        assert!(
+            error.kind() == ErrorKind::BadInput && error.to_string().contains(part),
+            "{error}"
+        );
     }
 }
 
@@ -389,7 +571,9 @@ impl IslandRunner for Doubling {
 #[test]
 fn an_island_runs_between_lowered_nodes() {
     let runtime = runtime();
-    let model = runtime.load(plan(true), sources(&runtime), Some(Box::new(Doubling))).unwrap();
+    let model = runtime
+        .load(plan(true), sources(&runtime), Some(Box::new(Doubling)))
+        .unwrap();
     model.allocate_kv_cache(spec(PAGES)).unwrap();
     let output = model.run("backbone", ids(&[6]), request(0, 1, 0)).unwrap();
     let [a, b] = table_row(6);
@@ -397,7 +581,11 @@ fn an_island_runs_between_lowered_nodes() {
 
     let none = runtime.load(plan(true), sources(&runtime), None).unwrap();
     none.allocate_kv_cache(spec(PAGES)).unwrap();
-    let error = none.run("backbone", ids(&[6]), request(0, 1, 0)).err().unwrap().to_string();
+    let error = none
+        .run("backbone", ids(&[6]), request(0, 1, 0))
+        .err()
+        .unwrap()
+        .to_string();
     assert_eq!(
         error,
         "graph \"backbone\", step 0, region 0, instruction 2, island: island aten.double: no runner was given at load"
@@ -412,7 +600,9 @@ fn tensors_dropped_in_another_thread_free_their_arrays() {
     let computed = model.run("backbone", ids(&[4]), request(0, 1, 0)).unwrap();
     let exported = computed[0].export().unwrap();
     assert_eq!(runtime.num_tensors().unwrap(), 2);
-    std::thread::spawn(move || drop((lazy, computed, exported))).join().unwrap();
+    std::thread::spawn(move || drop((lazy, computed, exported)))
+        .join()
+        .unwrap();
     assert_eq!(runtime.num_tensors().unwrap(), 0);
 }
 
@@ -427,7 +617,13 @@ fn exported_memory_outlives_the_runtime_and_later_calls_fail() {
     let found = unsafe { std::slice::from_raw_parts(exported.data().cast::<f32>(), 2) };
     assert_close(found, &expected(&[3]));
     drop(exported);
-    let error = model.run("backbone", ids(&[3]), request(0, 1, 0)).err().unwrap();
-    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Failure, "the runtime is closed"));
+    let error = model
+        .run("backbone", ids(&[3]), request(0, 1, 0))
+        .err()
+        .unwrap();
+    assert_eq!(
+        (error.kind(), error.to_string().as_str()),
+        (ErrorKind::Failure, "the runtime is closed")
+    );
     assert!(matches!(output[0].export().err().unwrap(), Error::Closed));
 }

@@ -27,22 +27,40 @@ impl Layer {
     /// The layer's head counts do not divide, or its sinks are not `[num_heads]`.
     pub fn new(mlx: &Mlx, plan: AttentionLayer, sinks: Option<Array>) -> Result<Layer> {
         let (heads, kv_heads) = (plan.num_heads, plan.num_kv_heads);
-        if kv_heads < 1 || heads < 1 || heads % kv_heads != 0 || plan.head_size < 1 || plan.head_size_v < 1 {
+        if kv_heads < 1
+            || heads < 1
+            || heads % kv_heads != 0
+            || plan.head_size < 1
+            || plan.head_size_v < 1
+        {
             return Err(Error::Unsupported(format!(
                 "layer {:?} has {heads} heads and {kv_heads} KV heads of size {}",
                 plan.name, plan.head_size
             )));
         }
-        if plan.alibi_slopes.as_ref().is_some_and(|slopes| slopes.len() as i64 != heads) {
-            let reason = format!("layer {:?}: as many ALiBi slopes as heads expected", plan.name);
+        if plan
+            .alibi_slopes
+            .as_ref()
+            .is_some_and(|slopes| slopes.len() as i64 != heads)
+        {
+            let reason = format!(
+                "layer {:?}: as many ALiBi slopes as heads expected",
+                plan.name
+            );
             return Err(Error::Unsupported(reason));
         }
         const KINDS: [&str; 3] = ["decoder", "encoder", "encoder_only"];
         if !KINDS.contains(&plan.attn_type.as_str()) {
-            let reason = format!("layer {:?}: attention of type {:?}", plan.name, plan.attn_type);
+            let reason = format!(
+                "layer {:?}: attention of type {:?}",
+                plan.name, plan.attn_type
+            );
             return Err(Error::Unsupported(reason));
         }
-        let cap = plan.logits_soft_cap.map(|cap| cap.get()).filter(|cap| *cap != 0.0);
+        let cap = plan
+            .logits_soft_cap
+            .map(|cap| cap.get())
+            .filter(|cap| *cap != 0.0);
         let scale = plan.scale.get() / cap.unwrap_or(1.0);
         let sink_scores = match &sinks {
             Some(sinks) if sinks.shape() != [heads as i32] => {
@@ -57,7 +75,9 @@ impl Layer {
         };
         Ok(Layer {
             scale: scalar(mlx, scale, DType::Float32)?,
-            soft_cap: cap.map(|cap| scalar(mlx, cap, DType::Float32)).transpose()?,
+            soft_cap: cap
+                .map(|cap| scalar(mlx, cap, DType::Float32))
+                .transpose()?,
             sinks,
             sink_scores,
             plan,
@@ -74,7 +94,10 @@ impl Layer {
 
     /// Elements of a cache row `[kv_heads, head_size + head_size_v]`.
     pub fn row_shape(&self) -> [i32; 2] {
-        [self.plan.num_kv_heads as i32, (self.plan.head_size + self.plan.head_size_v) as i32]
+        [
+            self.plan.num_kv_heads as i32,
+            (self.plan.head_size + self.plan.head_size_v) as i32,
+        ]
     }
 }
 
@@ -157,12 +180,25 @@ fn attend_fused(
         Mask::Array(mask) => Some(mask),
         Mask::None | Mask::Causal => None,
     };
-    let sinks =
-        layer.sinks.as_ref().map(|sinks| mlx.ensure(sinks.clone(), q_dtype)).transpose()?;
+    let sinks = layer
+        .sinks
+        .as_ref()
+        .map(|sinks| mlx.ensure(sinks.clone(), q_dtype))
+        .transpose()?;
     let scale = layer.plan.scale.get() as f32;
     let causal = matches!(batch.mask, Mask::Causal);
-    let result = mlx.attention([&queries, &keys, &values], scale, causal, mask, sinks.as_ref())?;
-    let result = if batch.rows == 1 { result } else { mlx.transpose(&result, &[0, 2, 1, 3])? };
+    let result = mlx.attention(
+        [&queries, &keys, &values],
+        scale,
+        causal,
+        mask,
+        sinks.as_ref(),
+    )?;
+    let result = if batch.rows == 1 {
+        result
+    } else {
+        mlx.transpose(&result, &[0, 2, 1, 3])?
+    };
     Ok(mlx.reshape(&result, &[batch.size * batch.rows, heads, size])?)
 }
 
@@ -178,7 +214,12 @@ fn attend_explicit(
     let [heads, kv_heads] = [layer.plan.num_heads as i32, layer.plan.num_kv_heads as i32];
     let [size, value_size] = [layer.plan.head_size as i32, layer.plan.head_size_v as i32];
     let share = heads / kv_heads;
-    let Batch { size: pieces, rows, keys: num_keys, .. } = *batch;
+    let Batch {
+        size: pieces,
+        rows,
+        keys: num_keys,
+        ..
+    } = *batch;
 
     let keys = mlx.slice(keys_values, 3, 0, size, 1)?;
     let keys = mlx.transpose(&mlx.ensure(keys, DType::Float32)?, &[0, 2, 3, 1])?;
@@ -225,7 +266,11 @@ fn attend_explicit(
         }
         None => mlx.softmax(&scores, -1)?,
     };
-    let weights = if needs_split { mlx.reshape(&weights, &flat)? } else { weights };
+    let weights = if needs_split {
+        mlx.reshape(&weights, &flat)?
+    } else {
+        weights
+    };
     let result = mlx.matmul(&weights, &values)?;
     let result = if rows == 1 {
         result

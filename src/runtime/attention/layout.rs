@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A step's attention as padded batches: index arrays and masks that all layers of a kind share.
 
+use super::Metadata;
 use super::mask::{Mask, mask};
 use super::pieces::{Kind, Piece, Source, groups, pieces};
-use super::Metadata;
 use crate::runtime::error::Result;
 use crate::runtime::mlx::{Array, host_array};
 use lowering::ir::DType;
@@ -38,8 +38,16 @@ impl Layout {
         let mut batches = Vec::with_capacity(groups.len());
         let mut next_row = 0;
         for group in &groups {
-            let rows = group.iter().map(|piece| piece.rows.len()).max().unwrap_or(0);
-            let keys = group.iter().map(|piece| piece.keys.len()).max().unwrap_or(0);
+            let rows = group
+                .iter()
+                .map(|piece| piece.rows.len())
+                .max()
+                .unwrap_or(0);
+            let keys = group
+                .iter()
+                .map(|piece| piece.keys.len())
+                .max()
+                .unwrap_or(0);
             let mut query_rows = Vec::with_capacity(group.len() * rows);
             for piece in group {
                 for row in 0..rows {
@@ -59,13 +67,19 @@ impl Layout {
                 mask: mask(kind, group, rows, keys)?,
             });
         }
-        Ok(Layout { batches, result_rows: indices(result_rows, next_row as usize)? })
+        Ok(Layout {
+            batches,
+            result_rows: indices(result_rows, next_row as usize)?,
+        })
     }
 }
 
 /// An index array, or `None` where it would copy all `length` rows in order.
 fn indices(rows: Vec<i32>, length: usize) -> Result<Option<Array>> {
-    let in_order = rows.iter().enumerate().all(|(index, row)| index as i32 == *row);
+    let in_order = rows
+        .iter()
+        .enumerate()
+        .all(|(index, row)| index as i32 == *row);
     if in_order && rows.len() == length {
         return Ok(None);
     }
@@ -89,6 +103,9 @@ fn key_rows(metadata: &Metadata, kind: &Kind, group: &[Piece], keys: usize) -> R
 
 /// An int32 array.
 pub fn int_array(values: &[i32], shape: &[i32]) -> Result<Array> {
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+    let bytes: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_ne_bytes())
+        .collect();
     Ok(host_array(&bytes, shape, DType::Int32)?)
 }

@@ -18,8 +18,9 @@ pub enum Mask {
 
 /// The mask of pieces padded to `rows` queries and `keys` keys.
 pub fn mask(kind: &Kind, pieces: &[Piece], rows: usize, keys: usize) -> Result<Mask> {
-    let padded =
-        pieces.iter().any(|piece| piece.keys.len() != keys || piece.rows.len() != rows);
+    let padded = pieces
+        .iter()
+        .any(|piece| piece.keys.len() != keys || piece.rows.len() != rows);
     if kind.alibi_slopes.is_none() && !padded {
         if pieces.iter().all(|piece| sees_all(kind, piece)) {
             return Ok(Mask::None);
@@ -59,7 +60,9 @@ fn is_plainly_causal(kind: &Kind, piece: &Piece) -> bool {
     piece.causal
         && piece.spans.is_empty()
         && piece.keys.start == 0
-        && kind.sliding_window.is_none_or(|window| piece.position + piece.rows.len() <= window)
+        && kind
+            .sliding_window
+            .is_none_or(|window| piece.position + piece.rows.len() <= window)
 }
 
 /// Calls `f` with each element in row-major order: its query's position, its key's position, and
@@ -76,7 +79,11 @@ fn for_each(
         for row in 0..rows {
             let query = piece.position + row.min(piece.rows.len() - 1);
             for key in piece.keys.start..piece.keys.start + keys {
-                f(query, key, key < piece.keys.end && piece.sees(kind, query, key));
+                f(
+                    query,
+                    key,
+                    key < piece.keys.end && piece.sees(kind, query, key),
+                );
             }
         }
     }
@@ -84,7 +91,9 @@ fn for_each(
 
 fn visible(kind: &Kind, pieces: &[Piece], rows: usize, keys: usize) -> Result<Array> {
     let mut bytes = Vec::with_capacity(pieces.len() * rows * keys);
-    for_each(kind, pieces, rows, keys, |_, _, seen| bytes.push(u8::from(seen)));
+    for_each(kind, pieces, rows, keys, |_, _, seen| {
+        bytes.push(u8::from(seen))
+    });
     let shape = [pieces.len() as i32, 1, rows as i32, keys as i32];
     Ok(host_array(&bytes, &shape, DType::Bool)?)
 }
@@ -99,13 +108,28 @@ fn additive(
     let mut bytes = Vec::with_capacity(pieces.len() * slopes.len() * rows * keys * 4);
     for piece in pieces {
         for slope in slopes {
-            for_each(kind, std::slice::from_ref(piece), rows, keys, |query, key, seen| {
-                let distance = key as f32 - query as f32;
-                let bias = if seen { slope * distance } else { f32::NEG_INFINITY };
-                bytes.extend_from_slice(&bias.to_ne_bytes());
-            });
+            for_each(
+                kind,
+                std::slice::from_ref(piece),
+                rows,
+                keys,
+                |query, key, seen| {
+                    let distance = key as f32 - query as f32;
+                    let bias = if seen {
+                        slope * distance
+                    } else {
+                        f32::NEG_INFINITY
+                    };
+                    bytes.extend_from_slice(&bias.to_ne_bytes());
+                },
+            );
         }
     }
-    let shape = [pieces.len() as i32, slopes.len() as i32, rows as i32, keys as i32];
+    let shape = [
+        pieces.len() as i32,
+        slopes.len() as i32,
+        rows as i32,
+        keys as i32,
+    ];
     Ok(host_array(&bytes, &shape, DType::Float32)?)
 }

@@ -70,19 +70,32 @@ impl Metadata {
             return Err(wrong("num_actual_tokens", reason));
         }
         if starts[0] != 0 || starts.windows(2).any(|pair| pair[0] > pair[1]) {
-            return Err(wrong("query_start_loc", format!("{starts:?} does not rise from 0")));
+            return Err(wrong(
+                "query_start_loc",
+                format!("{starts:?} does not rise from 0"),
+            ));
         }
         if starts[self.num_reqs()] as usize > self.num_actual_tokens {
-            let reason =
-                format!("ends at {} of {} tokens", starts[self.num_reqs()], self.num_actual_tokens);
+            let reason = format!(
+                "ends at {} of {} tokens",
+                starts[self.num_reqs()],
+                self.num_actual_tokens
+            );
             return Err(wrong("query_start_loc", reason));
         }
         if self.causal.len() != self.num_reqs() {
-            let reason = format!("{} entries for {} requests", self.causal.len(), self.num_reqs());
+            let reason = format!(
+                "{} entries for {} requests",
+                self.causal.len(),
+                self.num_reqs()
+            );
             return Err(wrong("causal", reason));
         }
         for (request, first, last) in &self.spans {
-            let inside = self.seq_lens.get(*request).is_some_and(|length| (*last as i64) < *length as i64);
+            let inside = self
+                .seq_lens
+                .get(*request)
+                .is_some_and(|length| (*last as i64) < *length as i64);
             if !inside || first > last {
                 let reason = format!("{first} to {last} of request {request}");
                 return Err(wrong("spans", reason));
@@ -103,10 +116,16 @@ impl Metadata {
     /// # Errors
     /// Names the field, the request or token, and the bound.
     pub fn check_pages(&self, pages: Pages) -> Result<()> {
-        let Pages { num_blocks, block_size } = pages;
+        let Pages {
+            num_blocks,
+            block_size,
+        } = pages;
         if self.slot_mapping.len() < self.num_actual_tokens {
-            let reason =
-                format!("{} entries for {} tokens", self.slot_mapping.len(), self.num_actual_tokens);
+            let reason = format!(
+                "{} entries for {} tokens",
+                self.slot_mapping.len(),
+                self.num_actual_tokens
+            );
             return Err(wrong("slot_mapping", reason));
         }
         let slots = &self.slot_mapping[..self.num_actual_tokens];
@@ -142,7 +161,10 @@ impl Metadata {
                 return Err(wrong("seq_lens", reason));
             }
             let blocks = &self.block_table[request * self.max_blocks..][..used];
-            if let Some(block) = blocks.iter().find(|id| **id < 0 || **id as usize >= num_blocks) {
+            if let Some(block) = blocks
+                .iter()
+                .find(|id| **id < 0 || **id as usize >= num_blocks)
+            {
                 let reason =
                     format!("request {request} has block {block}, and the cache has {num_blocks}");
                 return Err(wrong("block_table", reason));

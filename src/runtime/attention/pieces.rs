@@ -55,7 +55,14 @@ const MIN_ROWS: usize = 16;
 
 impl Piece {
     /// The rows `rows` of a request of `length` tokens, the first of them at `position`.
-    fn new(kind: &Kind, metadata: &Metadata, request: usize, rows: Range<usize>, position: usize, length: usize) -> Piece {
+    fn new(
+        kind: &Kind,
+        metadata: &Metadata,
+        request: usize,
+        rows: Range<usize>,
+        position: usize,
+        length: usize,
+    ) -> Piece {
         let causal = kind.causal && metadata.causal[request];
         let positions = position..position + rows.len();
         let spans = metadata.spans.iter().filter(|(of, ..)| *of == request);
@@ -71,8 +78,18 @@ impl Piece {
             (positions.end - 1).saturating_add(window).min(length)
         };
         let start = spans.iter().map(|span| span.start).fold(start, usize::min);
-        let end = spans.iter().map(|span| span.end.min(length)).fold(end, usize::max);
-        Piece { request, rows, position, keys: start..end, causal, spans }
+        let end = spans
+            .iter()
+            .map(|span| span.end.min(length))
+            .fold(end, usize::max);
+        Piece {
+            request,
+            rows,
+            position,
+            keys: start..end,
+            causal,
+            spans,
+        }
     }
 
     /// Whether the token at one position sees that at another.
@@ -80,7 +97,10 @@ impl Piece {
         let window = kind.sliding_window.unwrap_or(usize::MAX);
         let near = query.abs_diff(key) < window;
         (near && (key <= query || !self.causal))
-            || self.spans.iter().any(|span| span.contains(&query) && span.contains(&key))
+            || self
+                .spans
+                .iter()
+                .any(|span| span.contains(&query) && span.contains(&key))
     }
 }
 
@@ -102,7 +122,14 @@ pub fn pieces(metadata: &Metadata, kind: &Kind) -> Vec<Piece> {
         while start < rows.end {
             let end = rows.end.min(start.saturating_add(most));
             let position = context + start - rows.start;
-            pieces.push(Piece::new(kind, metadata, request, start..end, position, length));
+            pieces.push(Piece::new(
+                kind,
+                metadata,
+                request,
+                start..end,
+                position,
+                length,
+            ));
             start = end;
         }
     }
@@ -114,21 +141,38 @@ pub fn pieces(metadata: &Metadata, kind: &Kind) -> Vec<Piece> {
 pub fn groups(mut pieces: Vec<Piece>, max_scores: Option<usize>) -> Vec<Vec<Piece>> {
     // Longest first; the sort is stable, so equals stay in the order of rows.
     pieces.sort_by_key(|piece| {
-        (std::cmp::Reverse(piece.rows.len()), std::cmp::Reverse(piece.keys.len()))
+        (
+            std::cmp::Reverse(piece.rows.len()),
+            std::cmp::Reverse(piece.keys.len()),
+        )
     });
     let mut groups: Vec<Vec<Piece>> = Vec::new();
     for piece in pieces {
         if let Some(group) = groups.last_mut() {
             let rows = group[0].rows.len();
-            let keys = group.iter().map(|other| other.keys.len()).max().unwrap_or(0);
+            let keys = group
+                .iter()
+                .map(|other| other.keys.len())
+                .max()
+                .unwrap_or(0);
             let widest = keys.max(piece.keys.len());
-            let narrowest =
-                group.iter().map(|other| other.keys.len()).min().unwrap_or(0).min(piece.keys.len());
-            let similar_rows = if rows == 1 { piece.rows.len() == 1 } else { piece.rows.len() > 1 }
-                && piece.rows.len() * 2 >= rows;
+            let narrowest = group
+                .iter()
+                .map(|other| other.keys.len())
+                .min()
+                .unwrap_or(0)
+                .min(piece.keys.len());
+            let similar_rows = if rows == 1 {
+                piece.rows.len() == 1
+            } else {
+                piece.rows.len() > 1
+            } && piece.rows.len() * 2 >= rows;
             let similar_keys = widest <= 2 * narrowest + FREE_PADDING;
             let fits = max_scores.is_none_or(|most| {
-                (group.len() + 1).saturating_mul(rows).saturating_mul(widest) <= most.max(rows * widest)
+                (group.len() + 1)
+                    .saturating_mul(rows)
+                    .saturating_mul(widest)
+                    <= most.max(rows * widest)
             });
             if similar_rows && similar_keys && fits {
                 group.push(piece);
@@ -171,7 +215,10 @@ mod tests {
 
     #[test]
     fn a_window_limits_the_keys_of_a_piece() {
-        let windowed = Kind { sliding_window: Some(3), ..kind() };
+        let windowed = Kind {
+            sliding_window: Some(3),
+            ..kind()
+        };
         let found = pieces(&metadata(&[(1, 10), (2, 2), (4, 9)]), &windowed);
         let keys: Vec<_> = found.iter().map(|piece| piece.keys.clone()).collect();
         assert_eq!(keys, [7..10, 0..2, 3..9]);
@@ -181,7 +228,10 @@ mod tests {
 
     #[test]
     fn long_prefills_are_cut_by_the_limit_of_scores() {
-        let limited = Kind { max_scores: Some(40 * 32), ..kind() };
+        let limited = Kind {
+            max_scores: Some(40 * 32),
+            ..kind()
+        };
         let found = pieces(&metadata(&[(40, 40)]), &limited);
         let rows: Vec<_> = found.iter().map(|piece| piece.rows.clone()).collect();
         assert_eq!(rows, [0..32, 32..40]);
@@ -190,9 +240,14 @@ mod tests {
 
     #[test]
     fn decodes_form_one_group_and_very_different_lengths_do_not() {
-        let found = groups(pieces(&metadata(&[(1, 10), (5, 5), (1, 90), (1, 4000)]), &kind()), None);
-        let requests: Vec<Vec<usize>> =
-            found.iter().map(|group| group.iter().map(|piece| piece.request).collect()).collect();
+        let found = groups(
+            pieces(&metadata(&[(1, 10), (5, 5), (1, 90), (1, 4000)]), &kind()),
+            None,
+        );
+        let requests: Vec<Vec<usize>> = found
+            .iter()
+            .map(|group| group.iter().map(|piece| piece.request).collect())
+            .collect();
         assert_eq!(requests, [vec![1], vec![3], vec![2, 0]]);
     }
 }

@@ -52,11 +52,18 @@ fn plan(case: &Case) -> AttentionLayer {
         scale: Float::new(0.7),
         sliding_window: case.window,
         logits_soft_cap: case.soft_cap.map(Float::new),
-        alibi_slopes: case
-            .alibi
-            .then(|| (0..case.heads).map(|h| Float::new(0.5f64.powi(h as i32 + 1))).collect()),
+        alibi_slopes: case.alibi.then(|| {
+            (0..case.heads)
+                .map(|h| Float::new(0.5f64.powi(h as i32 + 1)))
+                .collect()
+        }),
         sinks: case.sinks.then(|| "sinks".into()),
-        attn_type: if case.encoder { "encoder_only" } else { "decoder" }.into(),
+        attn_type: if case.encoder {
+            "encoder_only"
+        } else {
+            "decoder"
+        }
+        .into(),
         kv_sharing_target: None,
     }
 }
@@ -83,7 +90,11 @@ fn step(case: &Case, random: &mut Random, lengths: &[(usize, usize)], padding: u
     }
     // What no request wrote is NaN: reading it shows.
     let mut cache = vec![f32::NAN; (NUM_BLOCKS + 1) * BLOCK * row];
-    let max_blocks = lengths.iter().map(|(new, old)| (new + old).div_ceil(BLOCK)).max().unwrap_or(0);
+    let max_blocks = lengths
+        .iter()
+        .map(|(new, old)| (new + old).div_ceil(BLOCK))
+        .max()
+        .unwrap_or(0);
     let mut metadata = Metadata {
         max_blocks,
         query_start_loc: vec![0],
@@ -93,7 +104,13 @@ fn step(case: &Case, random: &mut Random, lengths: &[(usize, usize)], padding: u
     let (mut k, mut v, mut history) = (Vec::new(), Vec::new(), Vec::new());
     for (new, old) in lengths {
         let blocks: Vec<i32> = (0..max_blocks)
-            .map(|index| if index < (new + old).div_ceil(BLOCK) { free.pop().unwrap() } else { -7 })
+            .map(|index| {
+                if index < (new + old).div_ceil(BLOCK) {
+                    free.pop().unwrap()
+                } else {
+                    -7
+                }
+            })
             .collect();
         let keys = random.units((new + old) * key);
         let all_values = random.units((new + old) * value);
@@ -130,7 +147,15 @@ fn step(case: &Case, random: &mut Random, lengths: &[(usize, usize)], padding: u
     v.resize(num_tokens * value, f32::NAN);
     let mut q = random.units(metadata.num_actual_tokens * case.heads * case.size);
     q.resize(num_tokens * case.heads * case.size, f32::NAN);
-    Step { metadata, num_tokens, q, k, v, history, cache }
+    Step {
+        metadata,
+        num_tokens,
+        q,
+        k,
+        v,
+        history,
+        cache,
+    }
 }
 
 /// The definition, token by token.
@@ -158,8 +183,11 @@ fn expected(case: &Case, step: &Step, sinks: &[f32]) -> Vec<f64> {
                         continue;
                     }
                     let key = &keys[(other * case.kv_heads + kv_head) * case.size..][..case.size];
-                    let dot: f64 =
-                        query.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                    let dot: f64 = query
+                        .iter()
+                        .zip(key)
+                        .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                        .sum();
                     let mut score = dot * plan.scale.get();
                     if let Some(cap) = case.soft_cap {
                         score = cap * (score / cap).tanh();
@@ -170,9 +198,17 @@ fn expected(case: &Case, step: &Step, sinks: &[f32]) -> Vec<f64> {
                     scores.push((other, score));
                 }
                 let sink = case.sinks.then(|| f64::from(sinks[head]));
-                let most = scores.iter().map(|(_, score)| *score).chain(sink).fold(f64::MIN, f64::max);
-                let total: f64 =
-                    scores.iter().map(|(_, score)| *score).chain(sink).map(|s| (s - most).exp()).sum();
+                let most = scores
+                    .iter()
+                    .map(|(_, score)| *score)
+                    .chain(sink)
+                    .fold(f64::MIN, f64::max);
+                let total: f64 = scores
+                    .iter()
+                    .map(|(_, score)| *score)
+                    .chain(sink)
+                    .map(|s| (s - most).exp())
+                    .sum();
                 for element in 0..case.value_size {
                     let weighted = scores.iter().map(|(other, score)| {
                         let index = (other * case.kv_heads + kv_head) * case.value_size + element;
@@ -187,14 +223,28 @@ fn expected(case: &Case, step: &Step, sinks: &[f32]) -> Vec<f64> {
 }
 
 /// Runs the step through the runtime's own path, padding cut off.
-fn found(mlx: &Mlx, case: &Case, step: &Step, sinks: &Array, dtype: DType, fused: bool) -> Vec<f64> {
+fn found(
+    mlx: &Mlx,
+    case: &Case,
+    step: &Step,
+    sinks: &Array,
+    dtype: DType,
+    fused: bool,
+) -> Vec<f64> {
     let plan = plan(case);
     let layer = Layer::new(mlx, plan.clone(), case.sinks.then(|| sinks.clone())).unwrap();
-    let pages = Pages { num_blocks: NUM_BLOCKS, block_size: BLOCK };
+    let pages = Pages {
+        num_blocks: NUM_BLOCKS,
+        block_size: BLOCK,
+    };
     step.metadata.check_queries(step.num_tokens).unwrap();
     step.metadata.check_pages(pages).unwrap();
     let kind = Kind {
-        source: if case.encoder { Source::Step } else { Source::Cache { block_size: BLOCK } },
+        source: if case.encoder {
+            Source::Step
+        } else {
+            Source::Cache { block_size: BLOCK }
+        },
         causal: !case.encoder,
         sliding_window: plan.sliding_window.map(|window| window as usize),
         alibi_slopes: plan.alibi_slopes.clone(),
@@ -213,17 +263,25 @@ fn found(mlx: &Mlx, case: &Case, step: &Step, sinks: &Array, dtype: DType, fused
         encode_rows(mlx, &k, &v).unwrap()
     } else {
         let [heads, size] = layer.row_shape();
-        let cache = floats(&step.cache, &[((NUM_BLOCKS + 1) * BLOCK) as i32, heads, size]);
+        let cache = floats(
+            &step.cache,
+            &[((NUM_BLOCKS + 1) * BLOCK) as i32, heads, size],
+        );
         let cache = mlx.cast(&cache, dtype).unwrap();
         let slots = step.metadata.write_slots(step.num_tokens, pages);
         let bytes: Vec<u8> = slots.iter().flat_map(|slot| slot.to_ne_bytes()).collect();
-        let slots = crate::runtime::mlx::host_array(&bytes, &[slots.len() as i32], DType::Int32).unwrap();
+        let slots =
+            crate::runtime::mlx::host_array(&bytes, &[slots.len() as i32], DType::Int32).unwrap();
         write(mlx, &cache, &slots, &k, &v).unwrap()
     };
     let result = attend(mlx, &layer, &layout, fused, &q, &rows).unwrap();
     assert_eq!(
         result.shape(),
-        [step.num_tokens as i32, case.heads as i32, case.value_size as i32]
+        [
+            step.num_tokens as i32,
+            case.heads as i32,
+            case.value_size as i32
+        ]
     );
     assert_eq!(crate::runtime::mlx::dtype(&result), Some(dtype));
     let mut result = values(mlx, &result);
@@ -234,20 +292,81 @@ fn found(mlx: &Mlx, case: &Case, step: &Step, sinks: &Array, dtype: DType, fused
 fn cases() -> Vec<Case> {
     vec![
         PLAIN,
-        Case { name: "all heads", kv_heads: 4, ..PLAIN },
-        Case { name: "one KV head", kv_heads: 1, ..PLAIN },
-        Case { name: "window", window: Some(3), ..PLAIN },
-        Case { name: "window of one", window: Some(1), ..PLAIN },
-        Case { name: "soft cap", soft_cap: Some(0.5), ..PLAIN },
-        Case { name: "alibi", alibi: true, ..PLAIN },
-        Case { name: "sinks", sinks: true, ..PLAIN },
-        Case { name: "other value size", value_size: 5, ..PLAIN },
-        Case { name: "everything", window: Some(5), soft_cap: Some(2.0), alibi: true, sinks: true, ..PLAIN },
-        Case { name: "sees all", causal: false, ..PLAIN },
-        Case { name: "encoder", encoder: true, ..PLAIN },
-        Case { name: "image", span: true, ..PLAIN },
-        Case { name: "image in a window", span: true, window: Some(3), ..PLAIN },
-        Case { name: "windowed encoder", encoder: true, window: Some(2), ..PLAIN },
+        Case {
+            name: "all heads",
+            kv_heads: 4,
+            ..PLAIN
+        },
+        Case {
+            name: "one KV head",
+            kv_heads: 1,
+            ..PLAIN
+        },
+        Case {
+            name: "window",
+            window: Some(3),
+            ..PLAIN
+        },
+        Case {
+            name: "window of one",
+            window: Some(1),
+            ..PLAIN
+        },
+        Case {
+            name: "soft cap",
+            soft_cap: Some(0.5),
+            ..PLAIN
+        },
+        Case {
+            name: "alibi",
+            alibi: true,
+            ..PLAIN
+        },
+        Case {
+            name: "sinks",
+            sinks: true,
+            ..PLAIN
+        },
+        Case {
+            name: "other value size",
+            value_size: 5,
+            ..PLAIN
+        },
+        Case {
+            name: "everything",
+            window: Some(5),
+            soft_cap: Some(2.0),
+            alibi: true,
+            sinks: true,
+            ..PLAIN
+        },
+        Case {
+            name: "sees all",
+            causal: false,
+            ..PLAIN
+        },
+        Case {
+            name: "encoder",
+            encoder: true,
+            ..PLAIN
+        },
+        Case {
+            name: "image",
+            span: true,
+            ..PLAIN
+        },
+        Case {
+            name: "image in a window",
+            span: true,
+            window: Some(3),
+            ..PLAIN
+        },
+        Case {
+            name: "windowed encoder",
+            encoder: true,
+            window: Some(2),
+            ..PLAIN
+        },
     ]
 }
 
@@ -260,7 +379,11 @@ fn every_kind_of_layer_equals_the_loops_on_random_ragged_batches() {
             let requests = 1 + random.below(6);
             let lengths: Vec<(usize, usize)> = (0..requests)
                 .map(|_| {
-                    let new = if random.below(2) == 0 { 1 } else { 1 + random.below(12) };
+                    let new = if random.below(2) == 0 {
+                        1
+                    } else {
+                        1 + random.below(12)
+                    };
                     (new, if case.encoder { 0 } else { random.below(20) })
                 })
                 .collect();
@@ -272,7 +395,11 @@ fn every_kind_of_layer_equals_the_loops_on_random_ragged_batches() {
             for fused in [false, true].into_iter().filter(|fused| !fused || can_fuse) {
                 let found = found(&mlx, &case, &step, &sinks, DType::Float32, fused);
                 let error = difference(&found, &expected);
-                assert!(error < 2e-6, "{} round {round} fused {fused}: {error} {lengths:?}", case.name);
+                assert!(
+                    error < 2e-6,
+                    "{} round {round} fused {fused}: {error} {lengths:?}",
+                    case.name
+                );
             }
         }
     }
@@ -308,19 +435,32 @@ fn a_step_without_requests_gives_zeros() {
 #[test]
 fn slots_blocks_and_lengths_outside_the_cache_are_refused() {
     let good = step(&PLAIN, &mut Random(1), &[(2, 3), (1, 0)], 2);
-    let pages = Pages { num_blocks: NUM_BLOCKS, block_size: BLOCK };
+    let pages = Pages {
+        num_blocks: NUM_BLOCKS,
+        block_size: BLOCK,
+    };
     let error = |change: &dyn Fn(&mut Metadata)| {
         let mut metadata = good.metadata.clone();
         change(&mut metadata);
         let checked = metadata.check_queries(good.num_tokens);
-        checked.and_then(|()| metadata.check_pages(pages)).unwrap_err().to_string()
+        checked
+            .and_then(|()| metadata.check_pages(pages))
+            .unwrap_err()
+            .to_string()
     };
     let last = (NUM_BLOCKS * BLOCK) as i64;
-    assert!(error(&|m| m.slot_mapping[1] = last).contains("token 1 has slot 256, and the cache has 256"));
+    assert!(
+        error(&|m| m.slot_mapping[1] = last)
+            .contains("token 1 has slot 256, and the cache has 256")
+    );
     assert!(error(&|m| m.slot_mapping[0] = -2).contains("token 0 has slot -2"));
-    assert!(error(&|m| m.block_table[0] = 64).contains("request 0 has block 64, and the cache has 64"));
+    assert!(
+        error(&|m| m.block_table[0] = 64).contains("request 0 has block 64, and the cache has 64")
+    );
     assert!(error(&|m| m.block_table[0] = -1).contains("request 0 has block -1"));
-    assert!(error(&|m| m.seq_lens[0] = 9).contains("request 0 has 9 tokens, and its 2 blocks hold 8"));
+    assert!(
+        error(&|m| m.seq_lens[0] = 9).contains("request 0 has 9 tokens, and its 2 blocks hold 8")
+    );
     assert!(error(&|m| m.seq_lens[0] = 1).contains("request 0 has 1 tokens and computes 2"));
     assert!(error(&|m| m.query_start_loc[1] = 4).contains("does not rise"));
     assert!(error(&|m| m.query_start_loc.push(4)).contains("4 entries for 2 requests"));

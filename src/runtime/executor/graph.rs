@@ -56,7 +56,11 @@ impl Graph {
             .iter()
             .map(|region| region.instructions.iter().map(constant).collect())
             .collect::<Result<_>>()?;
-        Ok(Graph { plan, parameters, constants })
+        Ok(Graph {
+            plan,
+            parameters,
+            constants,
+        })
     }
 
     /// Builds the graph of one run, lazily. `inputs` are in the order of the plan's inputs and of
@@ -74,16 +78,32 @@ impl Graph {
         let slots: Vec<Option<Held>> = inputs
             .into_iter()
             .enumerate()
-            .map(|(index, array)| Some(Held { array, id: index as u64 }))
+            .map(|(index, array)| {
+                Some(Held {
+                    array,
+                    id: index as u64,
+                })
+            })
             .collect();
         let next_id = slots.len() as u64;
         let context = Context { mlx, symbols };
-        let mut run = Run { graph: self, context, slots, locals: Vec::new(), next_id, tables: RopeTables::default() };
+        let mut run = Run {
+            graph: self,
+            context,
+            slots,
+            locals: Vec::new(),
+            next_id,
+            tables: RopeTables::default(),
+        };
         run.slots.resize_with(self.plan.num_slots as usize, || None);
         for (index, step) in self.plan.steps.iter().enumerate() {
             run.step(index, step, effects)?;
         }
-        self.plan.outputs.iter().map(|slot| run.slot(*slot).map(|held| held.array.clone())).collect()
+        self.plan
+            .outputs
+            .iter()
+            .map(|slot| run.slot(*slot).map(|held| held.array.clone()))
+            .collect()
     }
 }
 
@@ -134,9 +154,11 @@ impl Run<'_> {
     fn value(&self, call: &Call, register: u32) -> Result<&Array> {
         match call.place(register) {
             Place::Slot(slot) => self.slot(slot).map(|held| &held.array),
-            Place::Parameter(index) => {
-                self.graph.parameters.get(index as usize).ok_or_else(|| missing("parameter", index))
-            }
+            Place::Parameter(index) => self
+                .graph
+                .parameters
+                .get(index as usize)
+                .ok_or_else(|| missing("parameter", index)),
             Place::Local(index) => held(&self.locals, index).map(|held| &held.array),
         }
     }
@@ -152,14 +174,27 @@ impl Run<'_> {
 
     fn hold(&mut self, array: Array) -> Option<Held> {
         self.next_id += 1;
-        Some(Held { array, id: self.next_id })
+        Some(Held {
+            array,
+            id: self.next_id,
+        })
     }
 
     fn step(&mut self, index: usize, step: &Step, effects: &mut dyn Effects) -> Result<()> {
         let release = match step {
-            Step::Call { region, inputs, parameters, outputs, release } => {
+            Step::Call {
+                region,
+                inputs,
+                parameters,
+                outputs,
+                release,
+            } => {
                 let region_plan = &self.graph.plan.regions[*region as usize];
-                let call = Call { region: region_plan, inputs, parameters };
+                let call = Call {
+                    region: region_plan,
+                    inputs,
+                    parameters,
+                };
                 let constants = &self.graph.constants[*region as usize];
                 let locals = region_plan.num_registers as usize - inputs.len() - parameters.len();
                 self.locals.clear();
@@ -167,14 +202,21 @@ impl Run<'_> {
                 for (position, instruction) in region_plan.instructions.iter().enumerate() {
                     self.instruction(&call, instruction, constants[position].as_ref(), effects)
                         .map_err(|cause| {
-                            let place = format!("step {index}, region {region}, instruction {position}");
+                            let place =
+                                format!("step {index}, region {region}, instruction {position}");
                             self.located(place, &instruction.op, cause)
                         })?;
                 }
                 self.finish(&call, outputs)?;
                 release
             }
-            Step::Effect { op, inputs, outputs, types, release } => {
+            Step::Effect {
+                op,
+                inputs,
+                outputs,
+                types,
+                release,
+            } => {
                 self.effect(op, inputs, outputs, types, effects)
                     .map_err(|cause| self.located(format!("step {index}"), op, cause))?;
                 release
@@ -214,7 +256,10 @@ impl Run<'_> {
                     let table = rope::table(self.context.mlx, *style, cos, sin)?;
                     self.tables.insert(key, table);
                 }
-                let table = self.tables.get(key).ok_or_else(|| missing("rope table", 0))?;
+                let table = self
+                    .tables
+                    .get(key)
+                    .ok_or_else(|| missing("rope table", 0))?;
                 let rotated = self.operands(call, rotated)?;
                 rope::rotate_all(self.context.mlx, *rotary_dim, &rotated, table)?
             }
@@ -242,7 +287,10 @@ impl Run<'_> {
     }
 
     fn operands(&self, call: &Call, registers: &[u32]) -> Result<Vec<&Array>> {
-        registers.iter().map(|register| self.value(call, *register)).collect()
+        registers
+            .iter()
+            .map(|register| self.value(call, *register))
+            .collect()
     }
 
     fn store(
@@ -276,7 +324,8 @@ impl Run<'_> {
             for (register, expected) in instruction.outputs.iter().zip(&instruction.types) {
                 let array = self.value(call, *register)?;
                 let found = crate::runtime::mlx::dtype(array);
-                if self.context.shape(&expected.shape)? != array.shape() || found != Some(expected.dtype)
+                if self.context.shape(&expected.shape)? != array.shape()
+                    || found != Some(expected.dtype)
                 {
                     return Err(Error::Unsupported(format!(
                         "the result is {found:?}{:?} and the plan says {expected}",
@@ -293,11 +342,17 @@ impl Run<'_> {
             let value = match call.place(*register) {
                 Place::Local(index) => {
                     let held = held(&self.locals, index)?;
-                    Some(Held { array: held.array.clone(), id: held.id })
+                    Some(Held {
+                        array: held.array.clone(),
+                        id: held.id,
+                    })
                 }
                 _ => {
                     let array = self.value(call, *register)?.clone();
-                    Some(Held { array, id: self.id(call, *register)? })
+                    Some(Held {
+                        array,
+                        id: self.id(call, *register)?,
+                    })
                 }
             };
             self.slots[*slot as usize] = value;
@@ -314,8 +369,10 @@ impl Run<'_> {
         types: &[TensorType],
         effects: &mut dyn Effects,
     ) -> Result<()> {
-        let operands: Vec<&Array> =
-            inputs.iter().map(|slot| Ok(&self.slot(*slot)?.array)).collect::<Result<_>>()?;
+        let operands: Vec<&Array> = inputs
+            .iter()
+            .map(|slot| Ok(&self.slot(*slot)?.array))
+            .collect::<Result<_>>()?;
         let results = match (op, operands.as_slice()) {
             (Op::Attention { layer }, [q, k, v]) => vec![effects.attention(*layer, q, k, v)?],
             (Op::Island { target, arguments }, operands) => {
@@ -331,9 +388,14 @@ impl Run<'_> {
 }
 
 fn held(values: &[Option<Held>], index: usize) -> Result<&Held> {
-    values.get(index).and_then(Option::as_ref).ok_or_else(|| missing("value", index as u32))
+    values
+        .get(index)
+        .and_then(Option::as_ref)
+        .ok_or_else(|| missing("value", index as u32))
 }
 
 fn missing(what: &str, index: u32) -> Error {
-    Error::Unsupported(format!("the plan reads {what} {index} where it has no value"))
+    Error::Unsupported(format!(
+        "the plan reads {what} {index} where it has no value"
+    ))
 }

@@ -24,7 +24,8 @@ impl Context<'_> {
 
     /// A size under the run's symbols.
     pub fn size(&self, dim: Dim) -> Result<i64> {
-        dim.eval(self.symbols).ok_or_else(|| Error::Unsupported(format!("size {dim} has no value")))
+        dim.eval(self.symbols)
+            .ok_or_else(|| Error::Unsupported(format!("size {dim} has no value")))
     }
 }
 
@@ -72,15 +73,21 @@ pub fn execute(
     let one: Array = match op {
         Op::Scalar(value) => movement::scalar(context, *value, dtype)?,
         Op::Full { value, shape } => movement::full(context, *value, shape, dtype)?,
-        Op::Arange { start, step, length } => {
-            movement::arange(context, *start, *step, *length, dtype)?
-        }
+        Op::Arange {
+            start,
+            step,
+            length,
+        } => movement::arange(context, *start, *step, *length, dtype)?,
         Op::Reshape { shape } => mlx.reshape(x()?, &context.shape(shape)?)?,
         Op::Transpose { permutation } => mlx.transpose(x()?, &axes(permutation))?,
         Op::Broadcast { shape } => mlx.broadcast_to(x()?, &context.shape(shape)?)?,
-        Op::Slice { axis, start, stop, step, .. } => {
-            movement::slice(context, x()?, *axis, *start, *stop, *step)?
-        }
+        Op::Slice {
+            axis,
+            start,
+            stop,
+            step,
+            ..
+        } => movement::slice(context, x()?, *axis, *start, *stop, *step)?,
         Op::Concat { axis } => mlx.concatenate(operands.0, *axis as i32)?,
         Op::Take { axis } => mlx.take(x()?, y()?, *axis as i32)?,
         Op::TakeAlongAxis { axis } => movement::take_along_axis(mlx, x()?, y()?, *axis)?,
@@ -94,16 +101,20 @@ pub fn execute(
         Op::Unary(function) => pointwise::unary(mlx, *function, x()?)?,
         Op::Binary(function) => pointwise::binary(mlx, *function, x()?, y()?)?,
         Op::Where => mlx.select(x()?, y()?, operands.get(2)?)?,
-        Op::Reduce { function, axes: over, keepdims } => {
-            reduction::reduce(mlx, *function, x()?, &axes(over), *keepdims, dtype)?
-        }
+        Op::Reduce {
+            function,
+            axes: over,
+            keepdims,
+        } => reduction::reduce(mlx, *function, x()?, &axes(over), *keepdims, dtype)?,
         Op::Softmax { axis } => mlx.softmax(x()?, *axis as i32)?,
         Op::Cumsum { axis } => reduction::cumsum(mlx, x()?, *axis, dtype)?,
         Op::Sort { axis, descending } => return reduction::sort(mlx, x()?, *axis, *descending),
         Op::Topk { axis, k } => return reduction::topk(mlx, x()?, *axis, *k),
         Op::Matmul => mlx.matmul(x()?, y()?)?,
         Op::Addmm => mlx.addmm(operands.get(2)?, x()?, y()?)?,
-        Op::RmsNorm { eps } => norm::rms_norm(mlx, x()?, operands.0.get(1).copied(), eps.get(), dtype)?,
+        Op::RmsNorm { eps } => {
+            norm::rms_norm(mlx, x()?, operands.0.get(1).copied(), eps.get(), dtype)?
+        }
         Op::AddRmsNorm { eps, rounded_sum } => {
             let weight = operands.0.get(2).copied();
             return norm::add_rms_norm(mlx, x()?, y()?, weight, eps.get(), *rounded_sum, dtype);
@@ -122,7 +133,10 @@ pub fn execute(
         | Op::Attention { .. }
         | Op::Project(_)
         | Op::Island { .. } => {
-            return Err(Error::Unsupported(format!("{} is no instruction", op.name())));
+            return Err(Error::Unsupported(format!(
+                "{} is no instruction",
+                op.name()
+            )));
         }
     };
     Ok(Outputs::One(one))

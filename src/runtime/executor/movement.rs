@@ -24,7 +24,11 @@ pub fn scalar(context: Context, value: Scalar, dtype: DType) -> Result<Array> {
             let array = host_array(&value.to_ne_bytes(), &[], DType::Int64)?;
             Ok(context.mlx.ensure(array, dtype)?)
         }
-        None => Ok(rank_zero(context.mlx, value.as_f64().unwrap_or(f64::NAN), dtype)?),
+        None => Ok(rank_zero(
+            context.mlx,
+            value.as_f64().unwrap_or(f64::NAN),
+            dtype,
+        )?),
     }
 }
 
@@ -37,8 +41,9 @@ pub fn full(context: Context, value: Scalar, shape: &[Dim], dtype: DType) -> Res
 /// `start + step * i`, exact for every integer.
 pub fn arange(context: Context, start: Dim, step: i64, length: Dim, dtype: DType) -> Result<Array> {
     let (start, length) = (context.size(start)?, context.size(length)?);
-    let values: Vec<u8> =
-        (0..length).flat_map(|index| (start + step * index).to_ne_bytes()).collect();
+    let values: Vec<u8> = (0..length)
+        .flat_map(|index| (start + step * index).to_ne_bytes())
+        .collect();
     let array = host_array(&values, &[to_i32(length)?], DType::Int64)?;
     Ok(context.mlx.ensure(array, dtype)?)
 }
@@ -65,7 +70,12 @@ pub fn pad(
     value: Scalar,
     dtype: DType,
 ) -> Result<Array> {
-    let sizes = |sizes: &[i64]| sizes.iter().map(|size| to_i32(*size)).collect::<Result<Vec<_>>>();
+    let sizes = |sizes: &[i64]| {
+        sizes
+            .iter()
+            .map(|size| to_i32(*size))
+            .collect::<Result<Vec<_>>>()
+    };
     let value = scalar(context, value, dtype)?;
     Ok(context.mlx.pad(x, &sizes(low)?, &sizes(high)?, &value)?)
 }

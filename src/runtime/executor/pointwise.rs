@@ -15,7 +15,17 @@ fn rounds_once(function: Unary) -> bool {
     use Unary::*;
     matches!(
         function,
-        Neg | Abs | Sign | Square | Floor | Ceil | Round | Relu | LogicalNot | BitwiseNot | Isnan | Isinf
+        Neg | Abs
+            | Sign
+            | Square
+            | Floor
+            | Ceil
+            | Round
+            | Relu
+            | LogicalNot
+            | BitwiseNot
+            | Isnan
+            | Isinf
     )
 }
 
@@ -104,7 +114,10 @@ pub fn binary(mlx: &Mlx, function: Binary, x: &Array, y: &Array) -> Result<Array
     let composite = matches!(function, FloorDivide | Remainder | Pow | Arctan2);
     if kind.is_half() && composite {
         let (wide_x, wide_y) = (mlx.cast(x, DType::Float32)?, mlx.cast(y, DType::Float32)?);
-        return Ok(mlx.cast(&compute_binary(mlx, function, DType::Float32, &wide_x, &wide_y)?, kind)?);
+        return Ok(mlx.cast(
+            &compute_binary(mlx, function, DType::Float32, &wide_x, &wide_y)?,
+            kind,
+        )?);
     }
     Ok(compute_binary(mlx, function, kind, x, y)?)
 }
@@ -134,9 +147,7 @@ fn compute_binary(
         Binary::GreaterEqual => mlx.greater_equal(x, y),
         Binary::LogicalAnd => mlx.logical_and(x, y),
         Binary::LogicalOr => mlx.logical_or(x, y),
-        Binary::LogicalXor => {
-            mlx.not_equal(&mlx.cast(x, DType::Bool)?, &mlx.cast(y, DType::Bool)?)
-        }
+        Binary::LogicalXor => mlx.not_equal(&mlx.cast(x, DType::Bool)?, &mlx.cast(y, DType::Bool)?),
         Binary::BitwiseAnd => mlx.bitwise_and(x, y),
         Binary::BitwiseOr => mlx.bitwise_or(x, y),
         Binary::BitwiseXor => mlx.bitwise_xor(x, y),
@@ -162,7 +173,10 @@ pub fn gated(mlx: &Mlx, activation: Activation, x: &Array) -> Result<Array> {
     let narrow = dtype(x).filter(|dtype| dtype.is_half());
     let wide = narrow.map(|_| mlx.cast(x, DType::Float32)).transpose()?;
     let x = wide.as_ref().unwrap_or(x);
-    let axis = x.ndim().checked_sub(1).ok_or_else(|| Error::Unsupported("rank 0".into()))?;
+    let axis = x
+        .ndim()
+        .checked_sub(1)
+        .ok_or_else(|| Error::Unsupported("rank 0".into()))?;
     let size = x.shape()[axis];
     let gate = mlx.slice(x, axis, 0, size / 2, 1)?;
     let up = mlx.slice(x, axis, size / 2, size, 1)?;

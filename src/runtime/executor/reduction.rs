@@ -54,10 +54,18 @@ fn arg_reduce(
         all if all.len() == x.ndim() => {
             let flat = mlx.reshape(x, &[-1])?;
             let index = find(&flat, 0, false)?;
-            let shape = if keepdims { vec![1; x.ndim()] } else { Vec::new() };
+            let shape = if keepdims {
+                vec![1; x.ndim()]
+            } else {
+                Vec::new()
+            };
             mlx.reshape(&index, &shape)?
         }
-        some => return Err(Error::Unsupported(format!("the index of an extremum over axes {some:?}"))),
+        some => {
+            return Err(Error::Unsupported(format!(
+                "the index of an extremum over axes {some:?}"
+            )));
+        }
     };
     Ok(mlx.cast(&index, result)?)
 }

@@ -28,7 +28,10 @@ pub struct RopeTables(Vec<(TableKey, RopeTable)>);
 
 impl RopeTables {
     pub fn get(&self, key: TableKey) -> Option<&RopeTable> {
-        self.0.iter().find(|(other, _)| *other == key).map(|(_, table)| table)
+        self.0
+            .iter()
+            .find(|(other, _)| *other == key)
+            .map(|(_, table)| table)
     }
 
     pub fn insert(&mut self, key: TableKey, table: RopeTable) {
@@ -105,9 +108,10 @@ pub fn rotate_all(
 ) -> Result<Outputs> {
     match operands {
         [x] => Ok(Outputs::One(rotate(mlx, rotary_dim, x, table)?)),
-        [q, k] => {
-            Ok(Outputs::Two(rotate(mlx, rotary_dim, q, table)?, rotate(mlx, rotary_dim, k, table)?))
-        }
+        [q, k] => Ok(Outputs::Two(
+            rotate(mlx, rotary_dim, q, table)?,
+            rotate(mlx, rotary_dim, k, table)?,
+        )),
         many => {
             let rotated = many.iter().map(|x| rotate(mlx, rotary_dim, x, table));
             Ok(Outputs::Many(rotated.collect::<Result<_>>()?))

@@ -97,10 +97,14 @@ pub fn scalar(mlx: &Mlx, value: f64, dtype: DType) -> MlxResult<Array> {
     match dtype {
         DType::Float64 => host_array(&value.to_ne_bytes(), &[], dtype),
         DType::Float32 => host_array(&(value as f32).to_ne_bytes(), &[], dtype),
-        DType::Float16 | DType::Bfloat16 => {
-            mlx.cast(&host_array(&(value as f32).to_ne_bytes(), &[], DType::Float32)?, dtype)
-        }
-        _ => mlx.cast(&host_array(&(value as i64).to_ne_bytes(), &[], DType::Int64)?, dtype),
+        DType::Float16 | DType::Bfloat16 => mlx.cast(
+            &host_array(&(value as f32).to_ne_bytes(), &[], DType::Float32)?,
+            dtype,
+        ),
+        _ => mlx.cast(
+            &host_array(&(value as i64).to_ne_bytes(), &[], DType::Int64)?,
+            dtype,
+        ),
     }
 }
 
@@ -108,8 +112,7 @@ pub fn scalar(mlx: &Mlx, value: f64, dtype: DType) -> MlxResult<Array> {
 pub fn is_contiguous(array: &Array) -> MlxResult<bool> {
     let mut contiguous = false;
     // SAFETY: writes one bool about a live array.
-    let status =
-        unsafe { mlx_sys::_mlx_array_is_row_contiguous(&mut contiguous, array.as_ptr()) };
+    let status = unsafe { mlx_sys::_mlx_array_is_row_contiguous(&mut contiguous, array.as_ptr()) };
     super::stream::check(status)?;
     Ok(contiguous)
 }
@@ -120,7 +123,9 @@ pub fn data_pointer(array: &Array) -> MlxResult<*mut c_void> {
     // SAFETY: reads the data pointer of a live array.
     let data = unsafe { mlx_sys::mlx_array_data_uint8(array.as_ptr()) };
     if data.is_null() && array.size() > 0 {
-        return Err(MlxError("an array without data: it was not evaluated".to_owned()));
+        return Err(MlxError(
+            "an array without data: it was not evaluated".to_owned(),
+        ));
     }
     Ok(data.cast_mut().cast())
 }

@@ -23,7 +23,9 @@ extern "C" fn remember(message: *const c_char, _data: *mut c_void) {
         return;
     }
     // SAFETY: MLX passes a NUL-terminated string that lives during this call.
-    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
+    let text = unsafe { CStr::from_ptr(message) }
+        .to_string_lossy()
+        .into_owned();
     LAST.with_borrow_mut(|last| *last = Some(text));
 }
 

@@ -32,28 +32,33 @@ impl Mlx {
     /// A new axis of size 1 there.
     pub fn expand_dims(&self, x: &Array, axis: i32) -> MlxResult<Array> {
         // SAFETY: a live array and the stream of `self`.
-        self.make(|out, stream| unsafe {
-            mlx_sys::mlx_expand_dims(out, x.as_ptr(), axis, stream)
-        })
+        self.make(|out, stream| unsafe { mlx_sys::mlx_expand_dims(out, x.as_ptr(), axis, stream) })
     }
 
     /// Elements laid out row-major without gaps.
     pub fn contiguous(&self, x: &Array) -> MlxResult<Array> {
         // SAFETY: a live array and the stream of `self`.
-        self.make(|out, stream| unsafe {
-            mlx_sys::mlx_contiguous(out, x.as_ptr(), false, stream)
-        })
+        self.make(|out, stream| unsafe { mlx_sys::mlx_contiguous(out, x.as_ptr(), false, stream) })
     }
 
     /// `x[start:stop:step]` along one axis.
-    pub fn slice(&self, x: &Array, axis: usize, start: i32, stop: i32, step: i32) -> MlxResult<Array> {
+    pub fn slice(
+        &self,
+        x: &Array,
+        axis: usize,
+        start: i32,
+        stop: i32,
+        step: i32,
+    ) -> MlxResult<Array> {
         let sizes = x.shape();
         let rank = sizes.len();
         let mut starts = [0; MAX_RANK];
         let mut stops = [0; MAX_RANK];
         let mut steps = [1; MAX_RANK];
         if axis >= rank || rank > MAX_RANK {
-            return Err(super::MlxError(format!("slice along axis {axis} of {sizes:?}")));
+            return Err(super::MlxError(format!(
+                "slice along axis {axis} of {sizes:?}"
+            )));
         }
         stops[..rank].copy_from_slice(sizes);
         (starts[axis], stops[axis], steps[axis]) = (start, stop, step);

@@ -130,7 +130,12 @@ reduction! {
 
 /// A possibly absent operand.
 fn optional(array: Option<&Array>) -> mlx_sys::mlx_array {
-    array.map_or(mlx_sys::mlx_array { ctx: std::ptr::null_mut() }, Array::as_ptr)
+    array.map_or(
+        mlx_sys::mlx_array {
+            ctx: std::ptr::null_mut(),
+        },
+        Array::as_ptr,
+    )
 }
 
 impl Mlx {
@@ -144,7 +149,11 @@ impl Mlx {
 
     /// `x`, cast unless it has the dtype.
     pub fn ensure(&self, x: Array, to: DType) -> MlxResult<Array> {
-        if dtype(&x) == Some(to) { Ok(x) } else { self.cast(&x, to) }
+        if dtype(&x) == Some(to) {
+            Ok(x)
+        } else {
+            self.cast(&x, to)
+        }
     }
 
     /// Rounds to the nearest integer, halves to even.
@@ -188,14 +197,15 @@ impl Mlx {
     /// Stable ascending order along the axis, uint32.
     pub fn argsort(&self, x: &Array, axis: i32) -> MlxResult<Array> {
         // SAFETY: a live array and the stream of `self`.
-        self.make(|out, stream| unsafe {
-            mlx_sys::mlx_argsort_axis(out, x.as_ptr(), axis, stream)
-        })
+        self.make(|out, stream| unsafe { mlx_sys::mlx_argsort_axis(out, x.as_ptr(), axis, stream) })
     }
 
     /// Running sum along the axis, the element itself included.
     pub fn cumsum(&self, x: &Array, axis: i32) -> MlxResult<Array> {
-        let same = mlx_sys::mlx_optional_dtype { value: dtype_code(DType::Float32), has_value: false };
+        let same = mlx_sys::mlx_optional_dtype {
+            value: dtype_code(DType::Float32),
+            has_value: false,
+        };
         // SAFETY: a live array and the stream of `self`.
         self.make(|out, stream| unsafe {
             mlx_sys::mlx_cumsum_axis(out, x.as_ptr(), axis, false, true, same, stream)

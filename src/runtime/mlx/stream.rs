@@ -45,7 +45,9 @@ impl Mlx {
             stream
         };
         if !available {
-            return Err(MlxError(format!("this machine has no {device:?} device that MLX can use")));
+            return Err(MlxError(format!(
+                "this machine has no {device:?} device that MLX can use"
+            )));
         }
         if stream.ctx.is_null() {
             return Err(last_error());
@@ -63,7 +65,9 @@ impl Mlx {
         &self,
         build: impl FnOnce(*mut mlx_sys::mlx_array, mlx_sys::mlx_stream) -> c_int,
     ) -> MlxResult<Array> {
-        let mut out = mlx_sys::mlx_array { ctx: std::ptr::null_mut() };
+        let mut out = mlx_sys::mlx_array {
+            ctx: std::ptr::null_mut(),
+        };
         if build(&mut out, self.stream) == 0 {
             // SAFETY: on success `out` owns a new array that nobody else frees.
             Ok(unsafe { Array::from_ptr(out) })
@@ -94,7 +98,11 @@ impl Drop for Mlx {
 }
 
 pub(super) fn check(status: c_int) -> MlxResult<()> {
-    if status == 0 { Ok(()) } else { Err(last_error()) }
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(last_error())
+    }
 }
 
 /// A list of arrays as MLX's C interface takes it.

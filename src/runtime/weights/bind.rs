@@ -91,7 +91,10 @@ pub struct Parameters {
 impl Parameters {
     /// Takes the parameters over, without copying where MLX can use the memory as it is.
     pub fn new(sources: HashMap<String, Source>) -> Result<Parameters> {
-        let mut report = LoadReport { parameters: sources.len(), ..LoadReport::default() };
+        let mut report = LoadReport {
+            parameters: sources.len(),
+            ..LoadReport::default()
+        };
         let mut arrays = HashMap::with_capacity(sources.len());
         for (path, source) in sources {
             let origin = source.origin();
@@ -110,20 +113,30 @@ impl Parameters {
     /// # Errors
     /// It was not given.
     pub fn get(&self, path: &str) -> Result<&Array> {
-        self.arrays.get(path).map(|(array, _)| array).ok_or_else(|| Error::Parameter {
-            path: path.to_owned(),
-            origin: String::new(),
-            reason: "it is missing from the checkpoint".to_owned(),
-        })
+        self.arrays
+            .get(path)
+            .map(|(array, _)| array)
+            .ok_or_else(|| Error::Parameter {
+                path: path.to_owned(),
+                origin: String::new(),
+                reason: "it is missing from the checkpoint".to_owned(),
+            })
     }
 
     fn checked(&self, path: &str, expected: &TensorType) -> Result<Array> {
         let array = self.get(path)?;
         if !fits(array, expected) {
-            let origin = self.arrays.get(path).map_or_else(String::new, |(_, origin)| origin.clone());
+            let origin = self
+                .arrays
+                .get(path)
+                .map_or_else(String::new, |(_, origin)| origin.clone());
             let found = dtype(array).map_or("?", DType::name);
             let reason = format!("expected {expected}, found {found}{:?}", array.shape());
-            return Err(Error::Parameter { path: path.to_owned(), origin, reason });
+            return Err(Error::Parameter {
+                path: path.to_owned(),
+                origin,
+                reason,
+            });
         }
         Ok(array.clone())
     }
@@ -134,8 +147,11 @@ impl Parameters {
         let computed = computed(graph);
         let mut arrays: Vec<Option<Array>> = Vec::with_capacity(graph.parameters.len());
         for (index, binding) in graph.parameters.iter().enumerate() {
-            let array =
-                if computed[index] { None } else { Some(self.checked(&binding.name, &binding.value)?) };
+            let array = if computed[index] {
+                None
+            } else {
+                Some(self.checked(&binding.name, &binding.value)?)
+            };
             arrays.push(array);
         }
         self.fold(mlx, graph, &mut arrays)?;
@@ -161,11 +177,17 @@ impl Parameters {
                 op: fold.op.name().to_owned(),
                 cause: Box::new(cause),
             };
-            let unset = || Error::Unsupported("it reads a parameter that is not computed yet".into());
+            let unset =
+                || Error::Unsupported("it reads a parameter that is not computed yet".into());
             let operands: Vec<&Array> = fold
                 .inputs
                 .iter()
-                .map(|index| arrays.get(*index as usize).and_then(Option::as_ref).ok_or_else(unset))
+                .map(|index| {
+                    arrays
+                        .get(*index as usize)
+                        .and_then(Option::as_ref)
+                        .ok_or_else(unset)
+                })
                 .collect::<Result<_>>()
                 .map_err(located)?;
             let types: Vec<TensorType> = fold
@@ -182,7 +204,9 @@ impl Parameters {
             for ((index, array), expected) in fold.outputs.iter().zip(results).zip(&types) {
                 if !fits(&array, expected) {
                     let found = format!("{:?}{:?}", dtype(&array), array.shape());
-                    return Err(located(Error::Unsupported(format!("{found} is not {expected}"))));
+                    return Err(located(Error::Unsupported(format!(
+                        "{found} is not {expected}"
+                    ))));
                 }
                 folded.push(array.clone());
                 arrays[*index as usize] = Some(array);
@@ -225,7 +249,9 @@ fn take_over(source: Source, report: &mut LoadReport) -> Result<Array> {
     let nbytes = shape.iter().map(|size| *size as usize).product::<usize>() * dtype.size();
     let aligned = |data: *mut std::ffi::c_void| (data as usize).is_multiple_of(dtype.size());
     match source {
-        Source::Tensor(tensor) if nbytes > 0 && tensor.is_contiguous() && aligned(tensor.data()) => {
+        Source::Tensor(tensor)
+            if nbytes > 0 && tensor.is_contiguous() && aligned(tensor.data()) =>
+        {
             report.borrowed_bytes += nbytes;
             let data = tensor.data();
             // SAFETY: the tensor is contiguous and aligned, and lives as long as the array.

@@ -33,7 +33,10 @@ impl FileTensor {
         dtype: DType,
         shape: Vec<i32>,
     ) -> Result<FileTensor> {
-        let wrong = |reason: String| Error::WeightFile { path: path.display().to_string(), reason };
+        let wrong = |reason: String| Error::WeightFile {
+            path: path.display().to_string(),
+            reason,
+        };
         let map = map_file(path).map_err(|error| wrong(error.to_string()))?;
         if offset.checked_add(nbytes).is_none_or(|end| end > map.len()) {
             return Err(wrong(format!(
@@ -41,13 +44,22 @@ impl FileTensor {
                 map.len()
             )));
         }
-        let expected = shape
-            .iter()
-            .try_fold(dtype.size(), |total, size| total.checked_mul(usize::try_from(*size).ok()?));
+        let expected = shape.iter().try_fold(dtype.size(), |total, size| {
+            total.checked_mul(usize::try_from(*size).ok()?)
+        });
         if expected != Some(nbytes) {
-            return Err(wrong(format!("{nbytes} bytes at {offset} are not {dtype}{shape:?}")));
+            return Err(wrong(format!(
+                "{nbytes} bytes at {offset} are not {dtype}{shape:?}"
+            )));
         }
-        Ok(FileTensor { map, path: path.to_owned(), offset, nbytes, dtype, shape })
+        Ok(FileTensor {
+            map,
+            path: path.to_owned(),
+            offset,
+            nbytes,
+            dtype,
+            shape,
+        })
     }
 
     /// Address of the first element.
@@ -103,13 +115,18 @@ mod tests {
     fn truncation_a_wrong_size_and_a_missing_file_are_told_apart() {
         let path = temporary("short", &[0; 16]);
         let open = |offset, nbytes, shape| {
-            FileTensor::open(&path, offset, nbytes, DType::Float32, shape).err().unwrap().to_string()
+            FileTensor::open(&path, offset, nbytes, DType::Float32, shape)
+                .err()
+                .unwrap()
+                .to_string()
         };
         assert!(open(12, 8, vec![2]).contains("the file is truncated"));
         assert!(open(usize::MAX, 8, vec![2]).contains("the file is truncated"));
         assert!(open(0, 8, vec![3]).contains("8 bytes at 0 are not float32[3]"));
         std::fs::remove_file(&path).unwrap();
-        let missing = FileTensor::open(&path, 0, 4, DType::Float32, vec![1]).err().unwrap();
+        let missing = FileTensor::open(&path, 0, 4, DType::Float32, vec![1])
+            .err()
+            .unwrap();
         assert!(missing.to_string().contains(&path.display().to_string()));
     }
 }
