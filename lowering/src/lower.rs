@@ -54,9 +54,6 @@ fn milliseconds(since: Instant) -> f64 {
 pub fn lower(document: &[u8], options: &Options) -> Result<Lowered> {
     let start = Instant::now();
     let document = Document::parse(document)?;
-    let parse = milliseconds(start);
-
-    let start = Instant::now();
     let program = import(&document, options)?;
     let import_time = milliseconds(start);
 
@@ -125,7 +122,6 @@ pub fn lower(document: &[u8], options: &Options) -> Result<Lowered> {
         }),
         plan_sha256,
         timings_ms: Timings {
-            parse,
             import: import_time,
             rewrite,
             plan: plan_time,

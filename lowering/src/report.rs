@@ -57,7 +57,7 @@ pub struct Regions {
 /// Milliseconds of each stage.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Timings {
-    pub parse: f64,
+    /// Parsing the document included.
     pub import: f64,
     pub rewrite: f64,
     pub plan: f64,

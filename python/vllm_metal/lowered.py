@@ -155,6 +155,19 @@ class LoweredModel:
         shared = [names for names in places.values() if len(names) > 1]
         return int(self._model.allocate_kv_cache(sizes, shared))
 
+    def allocate_uniform_kv_cache(self, num_blocks: int, block_size: int, dtype: str) -> int:
+        """A cache of its own for every layer, for use outside vLLM's engine."""
+        size = (num_blocks, block_size, dtype)
+        return int(self._model.allocate_kv_cache(dict.fromkeys(self.plan.layers, size)))
+
+    def run(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, attention_metadata: Any
+    ) -> HiddenStates:
+        """As `step`, with one group of layers and its metadata given."""
+        inputs = {"input_ids": input_ids, "positions": positions}
+        attention = dict.fromkeys(self.plan.layers, attention_metadata)
+        return HiddenStates(self._model.step(inputs, attention))
+
     def step(self, input_ids: torch.Tensor, positions: torch.Tensor) -> HiddenStates:
         """Hidden states of a step's tokens under vLLM's current forward context.
 

@@ -3,10 +3,10 @@
 //!
 //! Effects split the graph into levels: a node's level is the number of effects on the longest way
 //! to it. The nodes of one level form a piece. What depends on parameters alone is computed once
-//! at load and belongs to no piece. Reshapes cost nothing and are repeated in each piece that needs
-//! them, so that pieces exchange values in the form that computed them and rules see the reshape.
+//! at load and belongs to no piece. Reshapes and widening casts are repeated in each piece that needs
+//! them, so that pieces exchange values in the form that computed them and rules see the movement.
 
-use crate::ir::{Graph, NodeId, Op, Value};
+use crate::ir::{Graph, NodeId, Op, Value, widens};
 use std::collections::{HashMap, HashSet};
 
 /// Where a node is computed.
@@ -97,7 +97,7 @@ pub fn outputs(graph: &Graph, places: &[Place]) -> Vec<Vec<Value>> {
         for operand in graph.operands(id) {
             match reader {
                 Place::Piece(level) if places[operand.node.index()] != Place::Piece(level) => {
-                    emit(through_reshapes(graph, operand), reader);
+                    emit(origin(graph, operand), reader);
                 }
                 Place::Piece(_) => {}
                 _ => emit(operand, reader),
@@ -115,7 +115,7 @@ pub fn outputs(graph: &Graph, places: &[Place]) -> Vec<Vec<Value>> {
 pub fn piece(graph: &Graph, places: &[Place], level: u32, outputs: Vec<Value>) -> Piece {
     let inside = |value: Value| match places[value.node.index()] {
         Place::Piece(of) if of == level => true,
-        Place::Piece(of) => of < level && matches!(graph.node(value.node).op, Op::Reshape { .. }),
+        Place::Piece(of) => of < level && moved(graph, value).is_some(),
         _ => false,
     };
     let mut piece = Piece {
@@ -169,12 +169,19 @@ pub fn piece(graph: &Graph, places: &[Place], level: u32, outputs: Vec<Value>) -
     piece
 }
 
-/// What a chain of reshapes reshapes.
-fn through_reshapes(graph: &Graph, value: Value) -> Value {
+/// What a reshape or a widening cast moves.
+fn moved(graph: &Graph, value: Value) -> Option<Value> {
+    let operand = || graph.operands(value.node).first().copied();
     match graph.node(value.node).op {
-        Op::Reshape { .. } => through_reshapes(graph, graph.operands(value.node)[0]),
-        _ => value,
+        Op::Reshape { .. } => operand(),
+        Op::Cast { dtype } => operand().filter(|x| widens(graph.value_type(*x).dtype, dtype)),
+        _ => None,
     }
+}
+
+/// What a chain of such movements starts from.
+fn origin(graph: &Graph, value: Value) -> Value {
+    moved(graph, value).map_or(value, |inner| origin(graph, inner))
 }
 
 fn copy(

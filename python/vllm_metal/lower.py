@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m vllm_metal.lower MODEL`: shows what a model is lowered to, or verifies it.
+
+MODEL is a directory, a hub name or a bare `config.json`; weights are needed by --verify only, which
+draws random ones where there are none. Exit status: 0 done, or equal; 1 not equal; 2 a wrong
+argument, or a model that cannot be loaded or lowered.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+STAGES = ("captured", "imported", "fused", "plan")
+FORMATS = ("text", "json", "dot")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+EQUAL, DIFFERENT, FAILED = 0, 1, 2
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m vllm_metal.lower",
+        description="Shows what a vLLM model is lowered to, or verifies it against PyTorch.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="directory, hub name or config.json")
+    parser.add_argument("--stage", choices=STAGES, default="plan")
+    parser.add_argument("--format", choices=FORMATS, default="text")
+    parser.add_argument("--output", metavar="FILE", help="write there instead of to the terminal")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+    parser.add_argument(
+        "--ir-ops",
+        choices=("whole", "decomposed"),
+        default="whole",
+        help="whether vLLM's IR operators are captured whole or taken apart: the plan is the same",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="run the plan against vLLM's PyTorch model: exit 0 equal, 1 not",
+    )
+    parser.add_argument("--trust-remote-code", action="store_true")
+    return parser.parse_args(arguments)
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The report in a few lines."""
+    nodes, regions = report["nodes"], report["regions"]
+    lines = [
+        f"{report['architecture']}  {report['dtype']}  {nodes['captured']:,} captured -> "
+        f"{nodes['plan']:,} planned   {regions['total']} regions, {regions['unique']} unique   "
+        f"sha {report['plan_sha256'][:12]}"
+    ]
+    for title in ("fused", "lowered"):
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(report[title].items()))
+        lines.append(f"{title:8} {counts or 'nothing'}")
+    for island in report["fallback"]:
+        lines.append(
+            f"island   {island['target']} x{island['count']}: {island['reason']}, at "
+            f"{island['where']}"
+        )
+    timings = ", ".join(f"{name} {ms:,.1f}" for name, ms in report["timings_ms"].items())
+    lines.append(f"ms       {timings}")
+    return "\n".join(lines)
+
+
+def render(lowering: Any, stage: str, format: str) -> str:
+    """A stage with the report, as text or JSON; DOT is the stage alone."""
+    dump = lowering.plan.dump(stage, format)
+    match format:
+        case "json":
+            document = {**lowering.report, "stage": stage, "graphs": json.loads(dump)}
+            return json.dumps(document, indent=2) + "\n"
+        case "dot":
+            return str(dump)
+        case _:
+            return f"{describe(lowering.report)}\n\n{dump}"
+
+
+def write(text: str, path: str | None) -> None:
+    if path is None:
+        sys.stdout.write(text)
+    else:
+        Path(path).write_text(text, encoding="utf-8")
+
+
+def fail(error: BaseException) -> NoReturn:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    if os.environ.get("VLLM_METAL_DEBUG") == "1":
+        raise error
+    sys.exit(FAILED)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    # vLLM logs to the standard output, where the dump goes.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    import vllm_metal.capture as capture
+    from vllm_metal import envs
+
+    try:
+        envs.validate()
+        overrides = {"trust_remote_code": options.trust_remote_code}
+        config = capture.capture_config(options.model, options.dtype, **overrides)
+        with capture.single_process(config):
+            if options.verify:
+                from vllm_metal.verify import verify
+
+                result = verify(options.model, config, options.ir_ops)
+                write(f"{result}\n", options.output)
+                return EQUAL if result.equal else DIFFERENT
+            from vllm_metal.lowered import lower
+
+            lowering = lower(capture.construct(config), config, ir_ops=options.ir_ops)
+            write(render(lowering, options.stage, options.format), options.output)
+            return EQUAL
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:  # whatever a model's own code raises: the user reads one line
+        fail(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
