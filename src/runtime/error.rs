@@ -20,6 +20,7 @@ pub enum ErrorKind {
 
 /// Why something could not be loaded or run.
 #[derive(Debug, Error)]
+#[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum Error {
     /// MLX refused or failed.
     #[error(transparent)]

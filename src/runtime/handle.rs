@@ -33,7 +33,9 @@ pub struct LoadedModel {
 
 /// One input of a run, from any thread.
 pub enum Argument<'a> {
+    /// Copied to MLX.
     Host(HostTensor),
+    /// Built before, perhaps not evaluated.
     Tensor(&'a Tensor),
 }
 

@@ -9,8 +9,11 @@ use lowering::ir::DType;
 /// A row-major copy of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostTensor {
+    /// Element type.
     pub dtype: DType,
+    /// Sizes.
     pub shape: Vec<i32>,
+    /// The elements, in the machine's byte order.
     pub bytes: Vec<u8>,
 }
 

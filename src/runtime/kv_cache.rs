@@ -18,7 +18,9 @@ use lowering::ir::DType;
 pub struct CacheSpec {
     /// Layers that share the cache, by name: their blocks are distinct.
     pub layers: Vec<String>,
+    /// Its size.
     pub pages: Pages,
+    /// Element type.
     pub dtype: DType,
 }
 

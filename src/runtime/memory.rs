@@ -18,9 +18,13 @@ pub struct Limits {
 /// Counters in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
+    /// In arrays.
     pub active: usize,
+    /// The most that was active at once.
     pub peak: usize,
+    /// Freed, and kept for reuse.
     pub cache: usize,
+    /// Set or MLX's own.
     pub limit: usize,
 }
 

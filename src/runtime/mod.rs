@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs plans on MLX: parameters, KV caches, attention and the executor, on a thread of their own.
 
-pub(crate) mod attention;
+mod attention;
 mod bounds;
-pub(crate) mod dlpack;
-pub(crate) mod error;
-pub(crate) mod executor;
+pub mod dlpack;
+pub mod error;
+mod executor;
 mod handle;
-pub(crate) mod host;
+pub mod host;
 mod inputs;
-pub(crate) mod island;
-pub(crate) mod kv_cache;
-pub(crate) mod memory;
-pub(crate) mod mlx;
+pub mod island;
+mod kv_cache;
+pub mod memory;
+mod mlx;
 mod model;
 mod owner;
 mod step;
-pub(crate) mod tensor;
+pub mod tensor;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
-pub(crate) mod weights;
+pub mod weights;
 
 pub use attention::{Metadata, Pages};
 pub use handle::{Argument, LayerMetadata, LoadedModel, Runtime};

@@ -28,6 +28,7 @@ pub struct Metadata {
 /// Size of a paged cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pages {
+    /// Blocks that requests may use.
     pub num_blocks: usize,
     /// Tokens in a block.
     pub block_size: usize,

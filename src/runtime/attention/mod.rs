@@ -15,6 +15,6 @@ mod pieces;
 mod tests;
 
 pub use compute::{Layer, attend, encode_rows, write};
-pub use layout::{Batch, Layout};
+pub use layout::Layout;
 pub use metadata::{Metadata, Pages};
 pub use pieces::{Kind, Source};

@@ -9,7 +9,9 @@ use std::ffi::c_int;
 /// Where MLX computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
+    /// The processor; everywhere.
     Cpu,
+    /// Metal or CUDA, whichever MLX was built for.
     Gpu,
 }
 

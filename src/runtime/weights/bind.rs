@@ -45,6 +45,7 @@ impl Source {
 /// What loading did with the weights' bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadReport {
+    /// Parameters of the checkpoint that the plan reads.
     pub parameters: usize,
     /// Used where they lie, in tensors of another library.
     pub borrowed_bytes: usize,
@@ -84,6 +85,7 @@ fn computed(graph: &GraphPlan) -> Vec<bool> {
 
 /// Arrays of the checkpoint's parameters by path. Graphs share them.
 pub struct Parameters {
+    /// With where they come from.
     arrays: HashMap<String, (Array, String)>,
     pub report: LoadReport,
 }

@@ -14,10 +14,15 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 #[derive(Clone)]
 pub struct FileTensor {
     map: Arc<Mmap>,
+    /// The file.
     pub path: PathBuf,
+    /// First byte.
     pub offset: usize,
+    /// Bytes.
     pub nbytes: usize,
+    /// Element type.
     pub dtype: DType,
+    /// Sizes.
     pub shape: Vec<i32>,
 }
 

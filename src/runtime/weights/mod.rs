@@ -4,5 +4,6 @@
 mod bind;
 mod file;
 
-pub use bind::{LoadReport, Parameters, Source, borrow, required};
+pub use bind::{LoadReport, Source, required};
+pub(super) use bind::{Parameters, borrow};
 pub use file::FileTensor;
