@@ -270,6 +270,8 @@ fn argument(arg: &Arg) -> String {
         Arg::Node(text)
         | Arg::DType(text)
         | Arg::Device(text)
+        | Arg::MemoryFormat(text)
+        | Arg::Layout(text)
         | Arg::Layer(text)
         | Arg::Expression(text)
         | Arg::Other(text) => text.clone(),

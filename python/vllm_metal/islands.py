@@ -37,7 +37,7 @@ def _decode(argument: Any, tensors: list[torch.Tensor]) -> Any:
             return tensors[content]
         case "float":
             return float(content)
-        case "dtype":
+        case "dtype" | "memory_format" | "layout":
             return getattr(torch, content)
         case "device":
             return torch.device(content)

@@ -258,7 +258,7 @@ fn resolve(importer: &Importer, arg: &Arg, known: &HashMap<&str, Item>) -> Resul
         Arg::DType(_) => Item::DType,
         Arg::Layer(name) => Item::Layer(name.clone()),
         Arg::Expression(text) => Item::Size(parse_expression(text, importer.symbols)?),
-        Arg::Device(_) | Arg::Other(_) => Item::Other,
+        Arg::Device(_) | Arg::MemoryFormat(_) | Arg::Layout(_) | Arg::Other(_) => Item::Other,
     })
 }
 
@@ -377,6 +377,8 @@ impl Importer<'_> {
             Arg::Str(text) => json!({"str": text}),
             Arg::DType(name) => json!({"dtype": name}),
             Arg::Device(name) => json!({"device": name}),
+            Arg::MemoryFormat(name) => json!({"memory_format": name}),
+            Arg::Layout(name) => json!({"layout": name}),
             Arg::Layer(name) => json!({"layer": name}),
             Arg::Expression(text) => json!({"size": parse_expression(text, self.symbols)?}),
             Arg::Other(text) => return Err(format!("its argument {text} has no textual form")),

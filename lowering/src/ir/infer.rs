@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Result types of operators. Import, rewriting and the verifier all ask here, so they cannot disagree.
 
-use super::{DType, Dim, Op, Reduction, Scalar, TensorType, Unary, product};
+use super::{DType, Dim, Op, Reduction, RopeStyle, Scalar, TensorType, Unary, product};
 
 /// Shape of a broadcast of two shapes, NumPy's rule; symbolic sizes must be equal or meet a 1.
 pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, String> {
@@ -284,18 +284,22 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             check_weight(x, &operands[2..])?;
             Ok(vec![x.clone(), x.clone()])
         }
-        Op::Rope { rotary_dim, .. } => {
+        Op::Rope { style, rotary_dim } => {
             let [cos, sin, rotated @ ..] = operands else {
                 return Err("no cos and sin".into());
             };
-            let half = Dim::Fixed(rotary_dim / 2);
+            let columns = match style {
+                RopeStyle::Neox | RopeStyle::Gptj => rotary_dim / 2,
+                RopeStyle::RotateHalf => *rotary_dim,
+            };
             for x in rotated {
                 let fits = x.rank() == 3
                     && x.shape[2]
                         .fixed()
                         .is_some_and(|size| size >= *rotary_dim && *rotary_dim > 0)
                     && cos == sin
-                    && cos.shape == [x.shape[0], half];
+                    && rotary_dim % 2 == 0
+                    && cos.shape == [x.shape[0], Dim::Fixed(columns)];
                 if !fits {
                     return Err(format!("rope of {x} by {cos} and {sin}"));
                 }

@@ -186,14 +186,17 @@ pub enum Reduction {
     Argmin,
 }
 
-/// Which pairs of elements a rotary embedding rotates.
+/// Which pairs of elements a rotary embedding rotates, and how wide its `cos` and `sin` are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RopeStyle {
-    /// `(x[i], x[i + n/2])`, GPT-NeoX and most models.
+    /// `(x[i], x[i + n/2])`, GPT-NeoX and most models; `cos` and `sin` are `[t, n/2]`.
     Neox,
-    /// `(x[2i], x[2i + 1])`, GPT-J.
+    /// `(x[2i], x[2i + 1])`, GPT-J; `cos` and `sin` are `[t, n/2]`.
     Gptj,
+    /// As `Neox`, with `cos` and `sin` of `[t, n]`, a value for each element (Hugging Face
+    /// `apply_rotary_pos_emb`): `x * cos + [-x2, x1] * sin`.
+    RotateHalf,
 }
 
 /// The gate's function in a gated MLP.
@@ -298,8 +301,8 @@ pub enum Op {
     AddRmsNorm { eps: Float, rounded_sum: bool },
     /// `x [.., n], w? [n], b? [n] -> (x - mean) / sqrt(var + eps) * w + b` (Ba et al. 2016).
     LayerNorm { eps: Float },
-    /// `cos [t, r/2], sin [t, r/2], x [t, heads, d].. -> x..`, each with its first `rotary_dim = r`
-    /// elements rotated (Su et al. 2021).
+    /// `cos, sin, x [t, heads, d].. -> x..`, each with its first `rotary_dim = r` elements rotated
+    /// (Su et al. 2021). `cos` and `sin` are `[t, r/2]` or, by the style, `[t, r]`.
     Rope { style: RopeStyle, rotary_dim: i64 },
     /// `x [.., 2n] -> f(x[.., :n]) * x[.., n:]`
     GatedActivation { activation: Activation },

@@ -74,6 +74,12 @@ static PREDICATES: &[Predicate] = &[
         accepts: any,
     },
     Predicate {
+        name: "neg",
+        kind: "neg",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
         name: "square",
         kind: "square",
         commutative: false,

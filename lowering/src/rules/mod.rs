@@ -6,6 +6,7 @@ mod linear;
 mod mlp;
 mod norm;
 mod rope;
+mod shape;
 
 use crate::ir::{DType, Dim, Op, Scalar, TensorType};
 use crate::rewrite::language::{self, Terms};
@@ -127,9 +128,14 @@ impl<'a> Match<'a> {
         self.type_of(variable).map(|t| t.dtype)
     }
 
+    /// Type of the root.
+    pub fn root_type(&self) -> Option<&TensorType> {
+        language::type_of(self.egraph, self.root)
+    }
+
     /// Dtype of the root.
     pub fn root_dtype(&self) -> Option<DType> {
-        language::type_of(self.egraph, self.root).map(|t| t.dtype)
+        self.root_type().map(|t| t.dtype)
     }
 
     /// First attribute that `pick` finds among the operators of a variable's class.
@@ -202,6 +208,7 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
         .chain(mlp::RULES)
         .chain(linear::RULES)
         .chain(index::RULES)
+        .chain(shape::RULES)
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@
 //! y2 = x2 * cos + x1 * sin
 //! ```
 //! where `x1`, `x2` are the halves of a head's first `rotary_dim` elements (GPT-NeoX), or their even
-//! and odd elements (GPT-J).
+//! and odd elements (GPT-J). Hugging Face writes the first as `x * cos + [-x2, x1] * sin`, mostly on
+//! heads that are transposed to `[1, heads, t, d]`.
 
 use super::{Build, Guard, LastAxisSlice, Match, Numerics, Right, Rule};
 use crate::ir::{Dim, Op, RopeStyle};
@@ -101,6 +102,90 @@ fn rope(m: &Match, style: RopeStyle, (whole, rotary_dim): (Id, i64)) -> Option<R
     Some(Build::Node(cut, vec![rotated]).into())
 }
 
+const ROTATED_HALF: Guard = ("[-x2, x1] is x rotated by half", |m| {
+    half_rotated(m).is_some()
+});
+const LAYOUT: Guard = ("cos and sin are rows [t, r] for all heads", |m| {
+    layout(m).is_some()
+});
+const TAIL: Guard = ("the rest of the head follows the rotated part", |m| {
+    let tail = m.last_axis_slice("?tail");
+    half_rotated(m)
+        .zip(tail)
+        .is_some_and(|((whole, rotary_dim), tail)| {
+            m.same(tail.whole, whole)
+                && (tail.start, tail.stop, tail.step) == (rotary_dim, tail.length, 1)
+        })
+});
+
+/// The heads of which `?x` is the whole or the first part, and the size of that part.
+fn half_rotated(m: &Match) -> Option<(Id, i64)> {
+    let (whole, rotary_dim) = halves(m)?;
+    let covers = match m.last_axis_slice("?x") {
+        Some(part) => {
+            m.same(part.whole, whole) && (part.start, part.stop, part.step) == (0, rotary_dim, 1)
+        }
+        None => false,
+    };
+    (covers || m.same(m.id("?x"), whole)).then_some((whole, rotary_dim))
+}
+
+/// How heads are laid out: the permutation to `[.., t, heads, d]`, and the token count.
+fn layout(m: &Match) -> Option<(Vec<usize>, Dim)> {
+    let (whole, rotary_dim) = half_rotated(m)?;
+    let shape = &m.type_of_id(whole)?.shape;
+    let one = Dim::Fixed(1);
+    let last = Dim::Fixed(rotary_dim);
+    let (permutation, tokens, rows) = match shape.as_slice() {
+        [tokens, _, _] => (vec![0, 1, 2], *tokens, vec![*tokens, one, last]),
+        [batch, a, b, _] if *batch == one => {
+            let by_head = vec![one, one, *b, last];
+            match m.type_of("?c").map(|c| c.shape == by_head) {
+                Some(true) => (vec![0, 2, 1, 3], *b, by_head),
+                _ => (vec![0, 1, 2, 3], *a, vec![one, *a, one, last]),
+            }
+        }
+        _ => return None,
+    };
+    let fits = |name| m.type_of(name).is_some_and(|t| t.shape == rows);
+    (fits("?c") && fits("?s") && m.type_of("?c") == m.type_of("?s"))
+        .then_some((permutation, tokens))
+}
+
+/// `rope` of heads in any layout, back in that layout.
+fn rotate_half(m: &Match) -> Option<Build> {
+    let (whole, rotary_dim) = half_rotated(m)?;
+    let (permutation, tokens) = layout(m)?;
+    let reshape = |x, shape| Build::Node(Op::Reshape { shape }, vec![x]);
+    let straight = permutation.windows(2).all(|pair| pair[0] < pair[1]);
+    let transpose = |x| match straight {
+        true => x,
+        false => Build::Node(
+            Op::Transpose {
+                permutation: permutation.clone(),
+            },
+            vec![x],
+        ),
+    };
+    let shape = m.type_of_id(whole)?.shape.clone();
+    let laid_out: Vec<Dim> = permutation.iter().map(|axis| shape[*axis]).collect();
+    let heads = laid_out[laid_out.len() - 3..].to_vec();
+    let rows = |name| {
+        reshape(
+            Build::Class(m.id(name)),
+            vec![tokens, Dim::Fixed(rotary_dim)],
+        )
+    };
+    let x = reshape(transpose(Build::Class(whole)), heads);
+    let op = Op::Rope {
+        style: RopeStyle::RotateHalf,
+        rotary_dim,
+    };
+    let rotated = Build::Node(op, vec![rows("?c"), rows("?s"), x]);
+    // The permutation is its own inverse.
+    Some(transpose(reshape(rotated, laid_out)))
+}
+
 #[rustfmt::skip]
 pub(super) const RULES: &[Rule] = &[
     // [x1 * cos - x2 * sin, x2 * cos + x1 * sin]  =>  rope(x)
@@ -118,6 +203,32 @@ pub(super) const RULES: &[Rule] = &[
         left: "(reshape (concat_last ?y1:(reshape (sub (mul ?x1 ?c) (mul ?x2 ?s))) ?y2:(reshape (add (mul ?x2 ?c) (mul ?x1 ?s)))))",
         guards: &[EVEN_ODD, ROWS, INTERLEAVED],
         right: |m| rope(m, RopeStyle::Gptj, even_odd(m)?),
+    },
+    // x * cos + [-x2, x1] * sin  =>  rope(x)
+    Rule {
+        name: "rope_rotate_half",
+        numerics: Numerics::Improves,
+        left: "(add (mul ?x ?c) (mul (concat_last (neg ?x2) ?x1) ?s))",
+        guards: &[ROTATED_HALF, LAYOUT],
+        right: |m| {
+            let (whole, rotary_dim) = half_rotated(m)?;
+            let length = m.type_of_id(whole)?.last()?;
+            let axis = m.type_of_id(whole)?.rank() - 1;
+            let rotated = rotate_half(m)?;
+            if length == Dim::Fixed(rotary_dim) {
+                return Some(rotated.into());
+            }
+            let cut = Op::Slice { axis, start: 0.into(), stop: rotary_dim.into(), step: 1, length };
+            Some(Build::Node(cut, vec![rotated]).into())
+        },
+    },
+    // [x * cos + [-x2, x1] * sin, x[r..]]  =>  rope(x)
+    Rule {
+        name: "rope_rotate_half_partial",
+        numerics: Numerics::Improves,
+        left: "(concat_last (add (mul ?x ?c) (mul (concat_last (neg ?x2) ?x1) ?s)) ?tail)",
+        guards: &[ROTATED_HALF, LAYOUT, TAIL],
+        right: |m| rotate_half(m).map(Right::from),
     },
     // [rope(x)[..r], x[r..]]  =>  rope(x)
     Rule {

@@ -19,7 +19,7 @@ def construct(vllm_config: VllmConfig) -> nn.Module:
     values. vLLM's process groups must exist (see ``single_process``).
     """
     with set_default_torch_dtype(vllm_config.model_config.dtype), _weightless_parameters():
-        return initialize_model(vllm_config=vllm_config)
+        return initialize_model(vllm_config=vllm_config).eval()
 
 
 @contextmanager

@@ -65,7 +65,22 @@ def _node_json(node: Node, names: SymbolNames, layers: frozenset[str]) -> dict[s
         "target": GETITEM if node.target == GETITEM else str(node.target),
         "args": args,
         "kwargs": {key: encode_argument(item, names, layers) for key, item in node.kwargs.items()},
+        **_mutates(node),
         "value": encode_type(node.type),
         "module": node.module,
         "source": node.source,
     }
+
+
+def _mutates(node: Node) -> dict[str, Any]:
+    """Which arguments the call writes to, by position or keyword; nothing where there are none."""
+    if node.target == GETITEM:
+        return {}
+    written = [
+        index if index < len(node.args) else {"str": argument.name}
+        for index, argument in enumerate(node.target._schema.arguments)
+        if argument.alias_info is not None
+        and argument.alias_info.is_write
+        and (index < len(node.args) or argument.name in node.kwargs)
+    ]
+    return {"mutates": written} if written else {}

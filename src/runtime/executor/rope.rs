@@ -2,8 +2,8 @@
 //! Rotary embedding from given rows of cosines and sines.
 //!
 //! With the two halves of each rotated pair on an axis of their own, a rotation is
-//! `x * cos + flip(x) * [-sin, sin]`: six operations, and the widened cosines and sines are shared
-//! by all layers of a run.
+//! `x * cos + flip(x) * [-sin, sin]`. Queries and keys are rotated as one array, and the widened
+//! cosines and sines are shared by all layers of a run.
 
 use super::instruction::Outputs;
 use crate::runtime::error::{Error, Result};
@@ -13,14 +13,14 @@ use lowering::ir::RopeStyle;
 /// Cosines and sines ready to multiply with.
 pub struct RopeTable {
     style: RopeStyle,
-    /// NeoX `[t, 1, 1, r/2]`, GPT-J `[t, 1, r/2, 1]`.
+    /// As wide as the pairs: GPT-J `[t, heads, r/2, 2]`, the others `[t, heads, 2, r/2]`.
     cos: Array,
-    /// `[-sin, sin]` on the axis of the pair: NeoX `[t, 1, 2, r/2]`, GPT-J `[t, 1, r/2, 2]`.
+    /// As `cos`, with `-sin` for the first of each pair.
     sin: Array,
 }
 
-/// Which values a table was made from.
-pub type TableKey = (u64, u64, RopeStyle);
+/// Which values a table was made from, and for how many heads.
+pub type TableKey = (u64, u64, RopeStyle, i32);
 
 /// The tables of one run. A model has one or two.
 #[derive(Default)]
@@ -42,24 +42,56 @@ impl RopeTables {
 /// The axis of the pair among `[t, heads, ..]`.
 fn pair_axis(style: RopeStyle) -> i32 {
     match style {
-        RopeStyle::Neox => 2,
+        RopeStyle::Neox | RopeStyle::RotateHalf => 2,
         RopeStyle::Gptj => 3,
     }
 }
 
-/// Widens `cos [t, r/2]` and `sin [t, r/2]`.
-pub fn table(mlx: &Mlx, style: RopeStyle, cos: &Array, sin: &Array) -> Result<RopeTable> {
+/// Heads of the array that the operands are rotated as, which a table is made for; 1, for any
+/// number, where they are rotated one by one.
+pub fn joint_heads(operands: &[&Array]) -> i32 {
+    match operands.iter().map(|x| x.shape()).collect::<Vec<_>>()[..] {
+        [[_, heads, _]] => *heads,
+        [[_, heads, size], [_, kv_heads, other]] if size == other => heads + kv_heads,
+        _ => 1,
+    }
+}
+
+/// Widens cosines and sines to the pairs of so many heads.
+pub fn table(
+    mlx: &Mlx,
+    style: RopeStyle,
+    heads: i32,
+    cos: &Array,
+    sin: &Array,
+) -> Result<RopeTable> {
     let pair = pair_axis(style);
-    let &[tokens, half] = cos.shape() else {
+    let &[tokens, columns] = cos.shape() else {
         return Err(Error::Unsupported("cosines of rank 2 expected".into()));
     };
     let wide = match style {
-        RopeStyle::Neox => [tokens, 1, 1, half],
-        RopeStyle::Gptj => [tokens, 1, half, 1],
+        RopeStyle::Neox => [tokens, 1, 1, columns],
+        RopeStyle::Gptj => [tokens, 1, columns, 1],
+        RopeStyle::RotateHalf => [tokens, 1, 2, columns / 2],
     };
     let cos = mlx.reshape(cos, &wide)?;
     let sin = mlx.reshape(sin, &wide)?;
-    let sin = mlx.concatenate(&[&mlx.negative(&sin)?, &sin], pair)?;
+    let sin = match style {
+        RopeStyle::RotateHalf => {
+            let first = mlx.slice(&sin, pair as usize, 0, 1, 1)?;
+            let second = mlx.slice(&sin, pair as usize, 1, 2, 1)?;
+            mlx.concatenate(&[&mlx.negative(&first)?, &second], pair)?
+        }
+        _ => mlx.concatenate(&[&mlx.negative(&sin)?, &sin], pair)?,
+    };
+    // Once here, and not by every multiplication.
+    let whole = match style {
+        RopeStyle::Neox => [tokens, heads, 2, columns],
+        RopeStyle::Gptj => [tokens, heads, columns, 2],
+        RopeStyle::RotateHalf => [tokens, heads, 2, columns / 2],
+    };
+    let cos = mlx.broadcast_to(&cos, &whole)?;
+    let sin = mlx.broadcast_to(&sin, &whole)?;
     Ok(RopeTable { style, cos, sin })
 }
 
@@ -81,7 +113,7 @@ fn rotate(mlx: &Mlx, rotary_dim: i64, x: &Array, table: &RopeTable) -> Result<Ar
 fn rotate_whole(mlx: &Mlx, shape: [i32; 3], x: &Array, table: &RopeTable) -> Result<Array> {
     let [tokens, heads, size] = shape;
     let pairs = match table.style {
-        RopeStyle::Neox => [tokens, heads, 2, size / 2],
+        RopeStyle::Neox | RopeStyle::RotateHalf => [tokens, heads, 2, size / 2],
         RopeStyle::Gptj => [tokens, heads, size / 2, 2],
     };
     let pair = pair_axis(table.style) as usize;
@@ -99,22 +131,26 @@ fn rotate_whole(mlx: &Mlx, shape: [i32; 3], x: &Array, table: &RopeTable) -> Res
     }
 }
 
-/// Rotates every operand.
+/// Rotates every operand `[t, heads, d]`.
 pub fn rotate_all(
     mlx: &Mlx,
     rotary_dim: i64,
     operands: &[&Array],
     table: &RopeTable,
 ) -> Result<Outputs> {
-    match operands {
-        [x] => Ok(Outputs::One(rotate(mlx, rotary_dim, x, table)?)),
-        [q, k] => Ok(Outputs::Two(
-            rotate(mlx, rotary_dim, q, table)?,
-            rotate(mlx, rotary_dim, k, table)?,
-        )),
-        many => {
-            let rotated = many.iter().map(|x| rotate(mlx, rotary_dim, x, table));
-            Ok(Outputs::Many(rotated.collect::<Result<_>>()?))
+    let [q, k] = operands else {
+        let rotated = operands.iter().map(|x| rotate(mlx, rotary_dim, x, table));
+        return Ok(Outputs::Many(rotated.collect::<Result<_>>()?));
+    };
+    let (heads, kv_heads) = match (q.shape(), k.shape()) {
+        ([_, heads, size], [_, kv_heads, other]) if size == other => (*heads, *kv_heads),
+        _ => {
+            let rotated = [rotate(mlx, rotary_dim, q, table)?, rotate(mlx, rotary_dim, k, table)?];
+            return Ok(Outputs::Many(rotated.into()));
         }
-    }
+    };
+    let both = rotate(mlx, rotary_dim, &mlx.concatenate(&[q, k], 1)?, table)?;
+    let queries = mlx.slice(&both, 1, 0, heads, 1)?;
+    let keys = mlx.slice(&both, 1, heads, heads + kv_heads, 1)?;
+    Ok(Outputs::Two(queries, keys))
 }
