@@ -138,13 +138,8 @@ pub fn attend(
             Some(rows) => mlx.take(q, rows, 0)?,
             None => q.clone(),
         };
-        let keys_values = mlx.take(rows, &batch.key_rows, 0)?;
-        let result = if fused {
-            attend_fused(mlx, layer, batch, &queries, keys_values, q_dtype)?
-        } else {
-            attend_explicit(mlx, layer, batch, &queries, &keys_values, q_dtype)?
-        };
-        results.push(result);
+        let attend = if fused { attend_fused } else { attend_explicit };
+        results.push(attend(mlx, layer, batch, &queries, rows, q_dtype)?);
     }
     let result = match results.len() {
         0 => return Ok(mlx.zeros(&[q.shape()[0], heads, value_size], q_dtype)?),
@@ -163,10 +158,11 @@ fn attend_fused(
     layer: &Layer,
     batch: &Batch,
     queries: &Array,
-    keys_values: Array,
+    rows: &Array,
     q_dtype: DType,
 ) -> Result<Array> {
     let (heads, size) = (layer.plan.num_heads as i32, layer.plan.head_size as i32);
+    let keys_values = mlx.take(rows, &batch.key_rows, 0)?;
     let keys_values = mlx.transpose(&mlx.ensure(keys_values, q_dtype)?, &[0, 2, 1, 3])?;
     let keys = mlx.slice(&keys_values, 3, 0, size, 1)?;
     let values = mlx.slice(&keys_values, 3, size, 2 * size, 1)?;
@@ -202,82 +198,71 @@ fn attend_fused(
     Ok(mlx.reshape(&result, &[batch.size * batch.rows, heads, size])?)
 }
 
-/// By matrix products and a softmax, all in float32.
+/// By matrix products and a softmax, all in float32. Everything has the axes `[b, 1, kv_heads, ..]`,
+/// the second one being what a gather of rows leaves.
 fn attend_explicit(
     mlx: &Mlx,
     layer: &Layer,
     batch: &Batch,
     queries: &Array,
-    keys_values: &Array,
+    rows: &Array,
     q_dtype: DType,
 ) -> Result<Array> {
     let [heads, kv_heads] = [layer.plan.num_heads as i32, layer.plan.num_kv_heads as i32];
     let [size, value_size] = [layer.plan.head_size as i32, layer.plan.head_size_v as i32];
+    let (pieces, num_rows, num_keys) = (batch.size, batch.rows, batch.keys);
     let share = heads / kv_heads;
-    let Batch {
-        size: pieces,
-        rows,
-        keys: num_keys,
-        ..
-    } = *batch;
 
-    let keys = mlx.slice(keys_values, 3, 0, size, 1)?;
-    let keys = mlx.transpose(&mlx.ensure(keys, DType::Float32)?, &[0, 2, 3, 1])?;
-    let values = mlx.slice(keys_values, 3, size, size + value_size, 1)?;
-    let values = mlx.transpose(&mlx.ensure(values, DType::Float32)?, &[0, 2, 1, 3])?;
+    let keys_values = mlx.gather_rows(rows, &batch.key_rows)?;
+    let keys = mlx.slice(&keys_values, 4, 0, size, 1)?;
+    let keys = mlx.transpose(&mlx.ensure(keys, DType::Float32)?, &[0, 2, 3, 4, 1])?;
+    let values = mlx.slice(&keys_values, 4, size, size + value_size, 1)?;
+    let values = mlx.transpose(&mlx.ensure(values, DType::Float32)?, &[0, 2, 3, 1, 4])?;
 
-    // Query heads that share a KV head are rows of one product: [b, kv_heads, share * rows, d].
+    // Query heads that share a KV head are rows of one product.
     let queries = mlx.multiply(queries, &layer.scale)?;
-    let queries = if rows == 1 {
+    let queries = if num_rows == 1 {
         queries
     } else {
-        let queries = mlx.reshape(&queries, &[pieces, rows, kv_heads, share, size])?;
+        let queries = mlx.reshape(&queries, &[pieces, num_rows, kv_heads, share, size])?;
         mlx.transpose(&queries, &[0, 2, 3, 1, 4])?
     };
-    let queries = mlx.reshape(&queries, &[pieces, kv_heads, share * rows, size])?;
-    let mut scores = mlx.matmul(&queries, &keys)?;
+    let flat = |columns| [pieces, 1, kv_heads, share * num_rows, columns];
+    let split = [pieces, kv_heads, share, num_rows, num_keys];
+    let mut scores = mlx.matmul(&mlx.reshape(&queries, &flat(size))?, &keys)?;
     if let Some(cap) = &layer.soft_cap {
         scores = mlx.multiply(&mlx.tanh(&scores)?, cap)?;
     }
-    let flat = [pieces, kv_heads, share * rows, num_keys];
-    let split = [pieces, kv_heads, share, rows, num_keys];
     let mask = match &batch.mask {
         Mask::Array(mask) => Some(mask),
         Mask::None | Mask::Causal => None,
     };
-    let per_head = mask.is_some_and(|mask| mask.shape()[1] != 1);
-    let needs_split = layer.sink_scores.is_some() || per_head || (mask.is_some() && rows > 1);
-    if needs_split {
+    let per_head = mask.is_some_and(|mask| mask.shape()[2] != 1);
+    let is_split = layer.sink_scores.is_some() || per_head || (mask.is_some() && num_rows > 1);
+    if is_split {
         scores = mlx.reshape(&scores, &split)?;
     }
-    if let Some(mask) = mask {
-        let wide = match (needs_split, per_head) {
-            (false, _) => None,
-            (true, true) => Some(mlx.reshape(mask, &split)?),
-            (true, false) => Some(mlx.reshape(mask, &[pieces, 1, 1, rows, num_keys])?),
-        };
-        scores = mlx.add(&scores, wide.as_ref().unwrap_or(mask))?;
-    }
-    let weights = match &layer.sink_scores {
+    scores = match mask {
+        Some(mask) if per_head => mlx.add(&scores, &mlx.reshape(mask, &split)?)?,
+        Some(mask) => mlx.add(&scores, mask)?,
+        None => scores,
+    };
+    let mut weights = match &layer.sink_scores {
         Some(sinks) => {
-            let sinks = mlx.broadcast_to(sinks, &[pieces, kv_heads, share, rows, 1])?;
+            let sinks = mlx.broadcast_to(sinks, &[pieces, kv_heads, share, num_rows, 1])?;
             let scores = mlx.concatenate(&[&scores, &sinks], 4)?;
             mlx.slice(&mlx.softmax(&scores, 4)?, 4, 0, num_keys, 1)?
         }
         None => mlx.softmax(&scores, -1)?,
     };
-    let weights = if needs_split {
-        mlx.reshape(&weights, &flat)?
-    } else {
-        weights
-    };
-    let result = mlx.matmul(&weights, &values)?;
-    let result = if rows == 1 {
-        result
-    } else {
-        let result = mlx.reshape(&result, &[pieces, kv_heads, share, rows, value_size])?;
-        mlx.transpose(&result, &[0, 3, 1, 2, 4])?
-    };
-    let result = mlx.reshape(&result, &[pieces * rows, heads, value_size])?;
+    if is_split {
+        weights = mlx.reshape(&weights, &flat(num_keys))?;
+    }
+    let mut result = mlx.matmul(&weights, &values)?;
+    if num_rows > 1 {
+        result = mlx.reshape(&result, &[pieces, kv_heads, share, num_rows, value_size])?;
+        result = mlx.transpose(&result, &[0, 3, 1, 2, 4])?;
+    }
+    let result = mlx.reshape(&result, &[pieces * num_rows, heads, value_size])?;
     Ok(mlx.ensure(result, q_dtype)?)
 }

@@ -12,7 +12,7 @@ pub enum Mask {
     None,
     /// Query `i` of `l` sees keys `0..=s - l + i` of `s`.
     Causal,
-    /// Fused: bool `[b, 1, l, s]`, true is seen. Else: float32 `[b, 1 | heads, l, s]`, added.
+    /// Fused: bool `[b, 1, l, s]`, true is seen. Else: float32 `[b, 1, 1 | heads, l, s]`, added.
     Array(Array),
 }
 
@@ -125,11 +125,7 @@ fn additive(
             );
         }
     }
-    let shape = [
-        pieces.len() as i32,
-        slopes.len() as i32,
-        rows as i32,
-        keys as i32,
-    ];
+    let [pieces, heads] = [pieces.len() as i32, slopes.len() as i32];
+    let shape = [pieces, 1, heads, rows as i32, keys as i32];
     Ok(host_array(&bytes, &shape, DType::Float32)?)
 }

@@ -250,10 +250,11 @@ impl Run<'_> {
                 let [cos, sin, rotated @ ..] = instruction.inputs.as_slice() else {
                     return Err(Error::Unsupported("rope needs cosines and sines".into()));
                 };
-                let key = (self.id(call, *cos)?, self.id(call, *sin)?, *style);
+                let heads = rope::joint_heads(&self.operands(call, rotated)?);
+                let key = (self.id(call, *cos)?, self.id(call, *sin)?, *style, heads);
                 if self.tables.get(key).is_none() {
                     let (cos, sin) = (self.value(call, *cos)?, self.value(call, *sin)?);
-                    let table = rope::table(self.context.mlx, *style, cos, sin)?;
+                    let table = rope::table(self.context.mlx, *style, heads, cos, sin)?;
                     self.tables.insert(key, table);
                 }
                 let table = self

@@ -124,8 +124,9 @@ pub fn execute(
             norm::layer_norm(mlx, x()?, weight, bias, eps.get(), dtype)?
         }
         Op::Rope { style, rotary_dim } => {
-            let table = rope::table(mlx, *style, x()?, y()?)?;
-            return rope::rotate_all(mlx, *rotary_dim, &operands.0[2..], &table);
+            let (cos, sin, rotated) = (x()?, y()?, &operands.0[2..]);
+            let table = rope::table(mlx, *style, rope::joint_heads(rotated), cos, sin)?;
+            return rope::rotate_all(mlx, *rotary_dim, rotated, &table);
         }
         Op::GatedActivation { activation } => pointwise::gated(mlx, *activation, x()?)?,
         Op::Input(_)

@@ -145,7 +145,10 @@ pub fn rotate_all(
     let (heads, kv_heads) = match (q.shape(), k.shape()) {
         ([_, heads, size], [_, kv_heads, other]) if size == other => (*heads, *kv_heads),
         _ => {
-            let rotated = [rotate(mlx, rotary_dim, q, table)?, rotate(mlx, rotary_dim, k, table)?];
+            let rotated = [
+                rotate(mlx, rotary_dim, q, table)?,
+                rotate(mlx, rotary_dim, k, table)?,
+            ];
             return Ok(Outputs::Many(rotated.into()));
         }
     };

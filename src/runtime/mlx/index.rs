@@ -86,6 +86,26 @@ impl Mlx {
         })
     }
 
+    /// Rows of the first axis `[.., 1, row]` for indices `[..]`: one node, where `take` needs two.
+    pub fn gather_rows(&self, x: &Array, indices: &Array) -> MlxResult<Array> {
+        let mut row = x.shape().to_vec();
+        if let Some(first) = row.first_mut() {
+            *first = 1;
+        }
+        // SAFETY: live arrays, a slice with its length, and the stream of `self`.
+        self.make(|out, stream| unsafe {
+            mlx_sys::mlx_gather_single(
+                out,
+                x.as_ptr(),
+                indices.as_ptr(),
+                0,
+                row.as_ptr(),
+                row.len(),
+                stream,
+            )
+        })
+    }
+
     /// Elements gathered along the axis, as `torch.gather`.
     pub fn take_along_axis(&self, x: &Array, indices: &Array, axis: i32) -> MlxResult<Array> {
         // SAFETY: live arrays and the stream of `self`.
