@@ -49,8 +49,7 @@ format: setup
 	$(bin)/ruff format
 
 bench: setup
-	cargo bench --workspace --no-default-features
-	$(bin)/python -m pytest benches
+	@for script in benches/*.py; do echo "== $$script"; $(bin)/python "$$script" || exit 1; done
 
 uv = $(or $(shell command -v uv),.build/uv/bin/uv)
 compile = $(uv) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
