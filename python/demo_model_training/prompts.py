@@ -17,20 +17,22 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 MAX_TOKENS = 48
 SMALLEST_MARGIN = 0.25
-COMPLETIONS = [
-    "Return the",
-    "math.sqrt(x, /):",
-    "The for statement is used to",
-    "The try statement specifies exception handlers",
-]
-CHATS = [
-    "What does os.path.join do?",
-    "What does math.sqrt do?",
-    "What does str.upper do?",
-    "Hello!",
-]
-
 Messages = list[dict[str, str]]
+
+COMPLETIONS = ["Return the", "Raise", "A context manager", "Read up to"]
+CHATS: list[Messages] = [
+    [{"role": "user", "content": "What does math.sqrt do?"}],
+    [{"role": "user", "content": "What does time.sleep do?"}],
+    [
+        {"role": "system", "content": "Answer briefly."},
+        {"role": "user", "content": "What does list.append do?"},
+    ],
+    [
+        {"role": "user", "content": "Thank you"},
+        {"role": "assistant", "content": "You are welcome."},
+        {"role": "user", "content": "What does sorted do?"},
+    ],
+]
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,7 @@ def continue_greedily(
 
 def demo_prompts() -> list[str | Messages]:
     """The prompts of the stored file, completions first."""
-    chats: list[str | Messages] = [[{"role": "user", "content": text}] for text in CHATS]
-    return [*COMPLETIONS, *chats]
+    return [*COMPLETIONS, *CHATS]
 
 
 def write_prompts(directory: Path, path: Path) -> list[Continuation]:

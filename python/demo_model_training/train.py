@@ -1,7 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the demo model: a small Qwen3 that knows CPython's documentation.
 
-python -m demo_model_training.train --output vllm_metal/demo_model     (in python/)
+In ``python/``::
+
+    nice python -m demo_model_training.train --output vllm_metal/demo_model
+    python -m demo_model_training.prompts vllm_metal/demo_model ../tests/data/demo_prompts.json
+
+The corpus comes from the running CPython (see ``corpus.py``). The first stage reads all of it, the
+second only questions with their answers and the opening paragraphs of the documents, which a model
+of this size can learn by heart: that is what makes its greedy text stable and recognisable. It
+knows little that it has not seen, as the validation loss says.
+
+The committed weights: CPython 3.11.7 on Linux, corpus
+e55e0a47d9682737e573490c3333244e88c97494dd23d53e7f24ab658446f4d3, torch 2.14.0, one thread of a
+busy AMD EPYC (Zen 3), 1350 steps of 2048 tokens:
+
+=======  =====  =============  ===============  =======
+stage    steps  training loss  validation loss  minutes
+=======  =====  =============  ===============  =======
+whole      750           2.25             4.06       21
+core       600           0.41             3.72       24
+=======  =====  =============  ===============  =======
+
+Losses are in nats per token. The training loss is the last one printed, a mean over 20 (whole) or
+25 steps; the validation loss is that of held-out documents (in the core stage, of their opening
+paragraphs). Another CPU or torch version rounds differently and gives other weights of the kind.
+
+The text learnt is CPython's documentation, (c) Python Software Foundation, under the PSF licence.
 """
 
 import argparse
@@ -146,6 +171,9 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, output: Pa
         do_sample=False, eos_token_id=end_token, pad_token_id=end_token
     )
     stored.save_pretrained(output)
+    # How a tokenizer was loaded says nothing about it.
+    for key in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(key, None)
     tokenizer.save_pretrained(output, save_jinja_files=False)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen3ForCausalLM
+
 from demo_model_training import prompts
 from demo_model_training.corpus import Corpus, collect
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen3ForCausalLM
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_MODEL = ROOT / "python" / "vllm_metal" / "demo_model"
@@ -104,8 +105,10 @@ def test_chat_template(tokenizer: Any) -> None:
         "<|system|>\nBe brief.\n<|user|>\nHello\n<|assistant|>\nHello!<|endoftext|>"
         "<|user|>\nWhat does len do?\n<|assistant|>\n"
     )
-    special = [token for token in tokenizer.tokenize(text) if token in tokenizer.all_special_tokens]
-    assert len(special) == 6
+    # Each mark of a turn is one token, and a text without special tokens shows none of them.
+    ids = tokenizer(text)["input_ids"]
+    assert sum(id in tokenizer.added_tokens_decoder for id in ids) == 6
+    assert "<|" not in tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("stored", STORED["prompts"], ids=lambda stored: str(stored["prompt"]))
