@@ -4,6 +4,7 @@
 pub mod dump;
 pub mod error;
 pub mod import;
+pub mod interpret;
 pub mod ir;
 pub mod lower;
 pub mod plan;

@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::ir::{Graph, Op, Source, TensorType, Value};
 use crate::rules::{self, Build, Match, Right, Rule};
 use egg::{
-    Applier, Id, PatternAst, Rewrite, Runner, SimpleScheduler, StopReason, Subst, Symbol, Var,
+    Applier, Id, PatternAst, Rewrite, Runner, Searcher, SimpleScheduler, StopReason, Subst, Symbol,
+    Var,
 };
 use language::{Term, Terms, Types};
 use std::collections::BTreeMap;
@@ -92,21 +93,60 @@ fn build(egraph: &mut Terms, term: Build) -> Option<Id> {
     }
 }
 
-static REWRITES: LazyLock<Result<Vec<Rewrite<Term, Types>>, String>> = LazyLock::new(|| {
-    rules::all()
+type Rewrites = Vec<Rewrite<Term, Types>>;
+
+static REWRITES: LazyLock<Result<Rewrites, String>> = LazyLock::new(|| compile(rules::all()));
+
+fn compile(rules: impl Iterator<Item = &'static Rule>) -> Result<Rewrites, String> {
+    rules
         .map(|rule| Rewrite::new(rule.name, rule.left.parse::<Pattern>()?, RuleApplier(rule)))
         .collect()
-});
+}
 
 /// Rewrites a region to saturation and extracts its cheapest form.
 pub fn rewrite(region: &Graph) -> Result<Rewritten> {
-    let internal = |reason: String| Error::Verifier {
-        stage: "rewriting",
-        reason,
-    };
     let rewrites = REWRITES
         .as_ref()
         .map_err(|reason| internal(reason.clone()))?;
+    saturate(region, rewrites)
+}
+
+/// Rewrites a region by some rules only.
+pub fn rewrite_by(region: &Graph, rules: &[&'static Rule]) -> Result<Rewritten> {
+    let rewrites = compile(rules.iter().copied()).map_err(internal)?;
+    saturate(region, &rewrites)
+}
+
+fn internal(reason: String) -> Error {
+    Error::Verifier {
+        stage: "rewriting",
+        reason,
+    }
+}
+
+/// For each place where the left side of `rule` stands in the region, the first guard that refuses.
+pub fn near_misses(region: &Graph, rule: &Rule) -> Result<Vec<&'static str>> {
+    let pattern: Pattern = rule.left.parse().map_err(internal)?;
+    let egraph = load(region).egraph;
+    let mut refused = Vec::new();
+    for found in pattern.search(&egraph) {
+        for subst in &found.substs {
+            let m = Match::new(&egraph, found.eclass, subst);
+            let failed = rule.guards.iter().find(|(_, holds)| !holds(&m));
+            refused.extend(failed.map(|(reason, _)| *reason));
+        }
+    }
+    Ok(refused)
+}
+
+/// A region as an e-graph.
+struct Loaded {
+    egraph: Terms,
+    roots: Vec<Id>,
+    sources: Vec<(Id, Arc<Source>)>,
+}
+
+fn load(region: &Graph) -> Loaded {
     let mut egraph = Terms::new(Types);
     let mut classes: Vec<Id> = Vec::with_capacity(region.len());
     let mut sources: Vec<(Id, Arc<Source>)> = Vec::new();
@@ -130,6 +170,19 @@ pub fn rewrite(region: &Graph) -> Result<Rewritten> {
         .map(|output| result(&mut egraph, region, &classes, *output))
         .collect();
     egraph.rebuild();
+    Loaded {
+        egraph,
+        roots,
+        sources,
+    }
+}
+
+fn saturate(region: &Graph, rewrites: &[Rewrite<Term, Types>]) -> Result<Rewritten> {
+    let Loaded {
+        egraph,
+        roots,
+        sources,
+    } = load(region);
     let runner = Runner::<Term, Types>::new(Types)
         .with_egraph(egraph)
         .with_scheduler(SimpleScheduler)
@@ -144,10 +197,8 @@ pub fn rewrite(region: &Graph) -> Result<Rewritten> {
     }
     let mut applied = BTreeMap::new();
     for iteration in &runner.iterations {
-        for rule in rules::all() {
-            if let Some(count) = iteration.applied.get(&Symbol::from(rule.name)) {
-                *applied.entry(rule.name).or_insert(0) += count;
-            }
+        for (rule, count) in &iteration.applied {
+            *applied.entry(rule.as_str()).or_insert(0) += count;
         }
     }
     let graph = extract::extract(&runner.egraph, &roots, &sources).map_err(internal)?;

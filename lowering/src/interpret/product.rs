@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Matrix products, summed in float64 and rounded once.
+
+use super::round::Precision;
+use super::tensor::{Data, Tensor, elements, indices, offset};
+
+/// `x @ y + bias`
+pub(super) fn matmul(
+    precision: Precision,
+    x: &Tensor,
+    y: &Tensor,
+    bias: Option<&Tensor>,
+    shape: Vec<usize>,
+) -> Result<Tensor, String> {
+    let ([.., inner], [.., rows, columns]) = (x.shape.as_slice(), y.shape.as_slice()) else {
+        return Err("a product of vectors".into());
+    };
+    if inner != rows || x.shape.len() < 2 || shape.len() < 2 {
+        return Err(format!("product of {:?} and {:?}", x.shape, y.shape));
+    }
+    let batch = &shape[..shape.len() - 2];
+    let wide = |t: &Tensor| {
+        let own = &t.shape[t.shape.len() - 2..];
+        t.broadcast(&[batch, own].concat())
+    };
+    let (x, y) = (wide(x)?, wide(y)?);
+    let (a, b) = (x.as_floats()?, y.as_floats()?);
+    let bias = bias.map(Tensor::as_floats).transpose()?;
+    let mut result = Vec::with_capacity(elements(&shape)?);
+    for index in indices(&shape) {
+        let [outer @ .., row, column] = index.as_slice() else {
+            return Err("a product of rank 1".into());
+        };
+        let mut total = 0.0;
+        for k in 0..*inner {
+            let left = a[offset(&[outer, &[*row, k]].concat(), &x.shape)?];
+            let right = b[offset(&[outer, &[k, *column]].concat(), &y.shape)?];
+            total += left * right;
+        }
+        if let Some(bias) = bias {
+            total += bias.get(column % columns).ok_or("a short bias")?;
+        }
+        result.push(precision.round(x.dtype, total));
+    }
+    Ok(Tensor {
+        dtype: x.dtype,
+        shape,
+        data: Data::Float(result),
+    })
+}
