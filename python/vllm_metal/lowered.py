@@ -29,7 +29,6 @@ from vllm_metal.memory import human
 logger = init_logger("vllm.metal")
 
 
-
 @dataclass(frozen=True)
 class Lowering:
     """A captured model and its plan. `report` is the lowering's, with capture's time added."""
@@ -128,10 +127,11 @@ class LoweredModel:
         self.load_report: dict[str, int] = self._model.load_report
 
     def allocate_kv_cache(self, config: KVCacheConfig, kernel_block_sizes: list[int]) -> int:
-        """MLX arrays for vLLM's cache layout: layers that vLLM places at the same bytes, with blocks
-        of their own, share an array. Returns the bytes of all.
+        """MLX arrays for vLLM's cache layout: layers that vLLM places at the same bytes, with
+        blocks of their own, share an array. Returns the bytes of all.
 
-        Raises ValueError for a kind of cache that is not lowered, MemoryError where it does not fit.
+        Raises ValueError for a kind of cache that is not lowered, MemoryError where it does not
+        fit.
         """
         sizes: dict[str, tuple[int, int, str]] = {}
         places: dict[Any, list[str]] = {}

@@ -15,7 +15,7 @@ triton_overrides.py; the hooks here become its `model`, `kv_cache` and `sampler`
 """
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_metal import checkpoint
 from vllm_metal.lowered import HiddenStates, LoweredModel, log_report, log_weights, lower
+from vllm_metal.mapped_weights import mapped_weights
 from vllm_metal.memory import MemoryBudget, human
 from vllm_metal.sampler import MetalSampler
 
@@ -69,10 +70,11 @@ class MetalModelRunner(CPUModelRunner):
     def _load_model(self) -> nn.Module:
         """The model with its weights; the lowered path captures, lowers and maps them instead."""
         loader = get_model_loader(self.load_config)
-        loading: AbstractContextManager[None] = nullcontext()
-        if isinstance(loader, DefaultModelLoader):  # the others read formats of their own
-            loading = checkpoint.naming_bad_weights(loader, self._check_checkpoint(loader))
-        with loading:
+        with ExitStack() as loading:
+            if isinstance(loader, DefaultModelLoader):  # the others read formats of their own
+                tensors = self._check_checkpoint(loader)
+                loading.enter_context(mapped_weights())
+                loading.enter_context(checkpoint.naming_bad_weights(loader, tensors))
             model = loader.load_model(vllm_config=self.vllm_config, model_config=self.model_config)
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()

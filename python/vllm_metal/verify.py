@@ -2,7 +2,7 @@
 """Runs a lowered model against vLLM's PyTorch model on the same weights and tokens."""
 
 import copy
-import os
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from vllm.model_executor.model_loader import get_model_loader
 
 from vllm_metal._native import core
 from vllm_metal.capture import IrOps, construct, fill_parameters, prefill
-from vllm_metal.lowered import Lowering, LoweredModel, lower
+from vllm_metal.lowered import LoweredModel, Lowering, lower
 
 # Prompts of these lengths, each cut into a prefill, a chunk and single tokens.
 PROMPT_LENGTHS = (1, 2, 7, 33, 100)
@@ -123,7 +123,7 @@ def _in_chunks(lowered: LoweredModel, ids: torch.Tensor, num_blocks: int) -> tor
     length = len(ids)
     cuts = sorted({length // 3, length // 2, *range(max(length - 3, 0), length + 1), 0})
     parts = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         slots = torch.arange(start, end)
         metadata = core.AttentionMetadata(
             block_table=torch.arange(num_blocks, dtype=torch.int32)[None],
@@ -174,5 +174,3 @@ def _compare(
         ratio = float((actual - exact).abs().mean() / (expected - exact).abs().mean())
         equal = ratio <= ERROR_RATIO
     return Verification(equal, len(found), len(actual), largest, same, seconds, ratio)
-
-

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from capture.conftest import build, configure
 
 from vllm_metal._native import core
-
-from capture.conftest import build, configure
 
 __all__ = ["build", "configure", "runtime"]
 

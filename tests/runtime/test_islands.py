@@ -81,7 +81,7 @@ def test_a_failing_island_names_its_node_and_the_runtime_goes_on(runtime: Any) -
 
     model = runtime.load(core.lower(document()), {}, islands)
     x = torch.rand(2, 3)
-    with pytest.raises(RuntimeError, match="island aten.digamma.default: KeyError: 'no such thing'"):
+    with pytest.raises(RuntimeError, match=r"digamma.default: KeyError: 'no such thing'"):
         model.step({"x": x})
     fail = False
     assert torch.from_dlpack(model.step({"x": x})).shape == (2, 3)
@@ -117,5 +117,5 @@ def test_the_runtime_cannot_be_called_from_an_island(runtime: Any) -> None:
 
 
 def test_a_refused_fallback_names_the_node() -> None:
-    with pytest.raises(ValueError, match="aten.digamma.default"):
+    with pytest.raises(ValueError, match=r"aten\.digamma\.default"):
         core.lower(document(), {"refuse_fallback": True})

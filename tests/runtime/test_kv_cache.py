@@ -35,9 +35,7 @@ def test_steps_that_are_not_read_copy_no_cache_either(
     """A chunk of a prompt is followed by another without anything being sampled."""
     lowered = lower(runtime, build, "llama")
     num_blocks = (64 << 20) // (16 * 2 * 32 * 4)
-    lowered.model.allocate_kv_cache(
-        dict.fromkeys(lowered.plan.layers, (num_blocks, 16, "float32"))
-    )
+    lowered.model.allocate_kv_cache(dict.fromkeys(lowered.plan.layers, (num_blocks, 16, "float32")))
     ids = torch.randint(0, 256, (40,), dtype=torch.int32)
     expected = lowered.oracle(ids)
     runtime.reset_peak()

@@ -11,7 +11,16 @@ from vllm_metal.capture import fill_parameters, prefill
 
 from .lowered import lower
 
-MODELS = ["llama", "llama_scaled_rope", "qwen2", "qwen3", "mistral", "phi3", "gemma2", "gemma3_text"]
+MODELS = [
+    "llama",
+    "llama_scaled_rope",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "phi3",
+    "gemma2",
+    "gemma3_text",
+]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors across the border: nothing is copied, and everything stays alive as long as it is used."""
+"""Tensors across the border: nothing is copied, and everything lives as long as it is used."""
 
 import gc
 import threading
@@ -52,7 +52,7 @@ def test_rows_and_head_stay_lazy_and_are_checked(runtime: Any) -> None:
     assert torch.equal(torch.from_dlpack(lazy.rows(torch.tensor([1]))), tensor[1:2])
     assert torch.equal(torch.from_dlpack(lazy.head(2)), tensor[:2])
     for wrong in ([4], [-1], [1 << 40]):
-        with pytest.raises(ValueError, match="row .* of a tensor with 4 rows"):
+        with pytest.raises(ValueError, match=r"row .* of a tensor with 4 rows"):
             lazy.rows(wrong)
     with pytest.raises(ValueError, match="the first 5 rows of 4"):
         lazy.head(5)

@@ -189,7 +189,7 @@ def test_bidirectional_ranges(clamp):
 
 
 def test_encoder_only_needs_no_cache():
-    query, _, _, keys, values, _, metadata = batch()
+    _, _, _, keys, values, _, metadata = batch()
     rows = [torch.randn(n, HEADS, 6) for n in SEQ_LENS]
     metadata.query_start_loc = [0, *torch.tensor(SEQ_LENS).cumsum(0).tolist()]
     metadata.num_actual_tokens = sum(SEQ_LENS)
@@ -218,7 +218,7 @@ def test_cross_attention_sees_the_whole_encoder():
     """The encoder's keys were cached by the first step; the decoder's position does not count."""
     tensors = batch()
     run({}, tensors)  # fills the cache
-    query, _, _, keys, values, cache, metadata = tensors
+    query, _, _, _, _, cache, metadata = tensors
     metadata.causal = [False] * len(SEQ_LENS)
     impl = MetalAttentionImpl(HEADS, 6, 0.4, KV_HEADS, attn_type="encoder_decoder")
     output = torch.empty_like(query)
@@ -256,7 +256,7 @@ def test_padding_slots_and_rows():
 def test_blocks_behind_the_window_are_not_read():
     """vLLM gives them to other requests: here they hold NaN, and 0 * NaN would show."""
     tensors = batch()
-    query, key, value, keys, values, cache, metadata = tensors
+    _, _, _, _, _, cache, metadata = tensors
     cache[metadata.block_table[3, 0]] = math.nan
     options = {"sliding_window": 3}
     assert_matches(run(options, tensors), tensors, options, lambda q, k: k <= q and q - k < 3)

@@ -305,7 +305,7 @@ def test_refused(options, named, complete, greedy):
 
 @pytest.mark.parametrize("prompt", [[], [100_000], [5] * 200], ids=["empty", "unknown", "too long"])
 def test_refused_prompts(prompt, complete, greedy):
-    with pytest.raises(VLLMValidationError, match="prompt|vocab|length"):
+    with pytest.raises(VLLMValidationError, match=r"prompt|vocab|length"):
         complete(prompt=prompt)
     assert list(complete().token_ids) == greedy
 

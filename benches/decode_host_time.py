@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Host time to build the graph of one decode step: ours against mlx-lm, in one run.
+
+    python benches/decode_host_time.py [--layers 28] [--hidden 64] [--rounds 200]
+
+Qwen3 shape with small matrices, batch 1, float32, random weights, MLX on the CPU. What is timed is
+building the lazy graph from the token id to the logits; evaluating it is not. The two alternate,
+and the figures are medians with the 10th and 90th percentile.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import mlx.core as mx
+import torch
+from mlx_lm.models import cache as mlx_lm_cache
+from mlx_lm.models import qwen3 as mlx_lm_qwen3
+from transformers import Qwen3Config
+
+from vllm_metal._native import core
+from vllm_metal.capture import capture_config, construct, fill_parameters, single_process
+from vllm_metal.lowered import LoweredModel, lower
+
+BLOCK_SIZE = 16
+
+
+def hugging_face_config(layers: int, hidden: int) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=1024,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        architectures=["Qwen3ForCausalLM"],
+    )
+
+
+def ours(config: Qwen3Config, context: int) -> tuple[Callable[[], float], int]:
+    """A function that builds a step and returns its seconds, and the instructions of a step."""
+    with tempfile.TemporaryDirectory() as directory:
+        config.save_pretrained(directory)
+        vllm_config = capture_config(directory, "float32")
+        with single_process(vllm_config):
+            model = construct(vllm_config)
+            fill_parameters(model)
+            lowering = lower(model, vllm_config)
+    runtime = core.Runtime("cpu")
+    lowered = LoweredModel(runtime, lowering, model)
+    num_blocks = context // BLOCK_SIZE + 1
+    lowered.allocate_uniform_kv_cache(num_blocks, BLOCK_SIZE, "float32")
+    position = context - 1
+    ids = torch.tensor([7], dtype=torch.int32)
+    positions = torch.tensor([position])
+    metadata = core.AttentionMetadata(
+        block_table=torch.arange(num_blocks, dtype=torch.int32)[None],
+        slot_mapping=positions,
+        query_start_loc=torch.tensor([0, 1], dtype=torch.int32),
+        seq_lens=torch.tensor([position + 1], dtype=torch.int32),
+        num_actual_tokens=1,
+    )
+
+    def step() -> float:
+        start = time.perf_counter()
+        hidden = lowered.run(ids, positions, metadata)
+        logits = lowered._model.logits(hidden.lazy)
+        seconds = time.perf_counter() - start
+        torch.from_dlpack(logits)
+        return seconds
+
+    return step, lowering.report["nodes"]["plan"]
+
+
+def theirs(config: Qwen3Config, context: int) -> Callable[[], float]:
+    """The same for mlx-lm."""
+    fields = config.to_dict()
+    fields["rope_theta"] = config.rope_parameters["rope_theta"]
+    fields["rope_scaling"] = None
+    model = mlx_lm_qwen3.Model(mlx_lm_qwen3.ModelArgs.from_dict(fields))
+    mx.eval(model.parameters())
+    cache = mlx_lm_cache.make_prompt_cache(model)
+    mx.eval(model(mx.zeros((1, context - 1), dtype=mx.int32), cache=cache))
+    token = mx.array([[7]])
+
+    def step() -> float:
+        start = time.perf_counter()
+        logits = model(token, cache=cache)
+        seconds = time.perf_counter() - start
+        mx.eval(logits)
+        mlx_lm_cache.trim_prompt_cache(cache, 1)
+        return seconds
+
+    return step
+
+
+def describe(name: str, seconds: list[float]) -> str:
+    tenths = statistics.quantiles(seconds, n=10)
+    median = statistics.median(seconds)
+    return f"{name:8} {median * 1e3:7.3f} ms   ({tenths[0] * 1e3:.3f} .. {tenths[-1] * 1e3:.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=200)
+    options = parser.parse_args()
+    mx.set_default_device(mx.cpu)
+    torch.set_num_threads(1)
+    config = hugging_face_config(options.layers, options.hidden)
+    our_step, instructions = ours(config, options.context)
+    their_step = theirs(config, options.context)
+    our_times, their_times = [], []
+    for round_number in range(options.rounds + 10):
+        pair = our_step(), their_step()
+        if round_number >= 10:  # the first rounds fill allocator caches
+            our_times.append(pair[0])
+            their_times.append(pair[1])
+    ratios = [a / b for a, b in zip(our_times, their_times, strict=True)]
+    print(f"{options.layers} layers, hidden {options.hidden}, context {options.context}, MLX CPU")
+    print(describe("ours", our_times))
+    print(describe("mlx-lm", their_times))
+    print(f"ratio    {statistics.median(ratios):.3f} (median of {len(ratios)} pairs)")
+    per_instruction = statistics.median(our_times) / instructions * 1e6
+    print(f"{instructions} plan instructions, {per_instruction:.2f} us each, MLX's share included")
+
+
+if __name__ == "__main__":
+    main()
