@@ -96,7 +96,8 @@ DEBUG = Variable(
     "VLLM_METAL_DEBUG",
     "0",
     _switch,
-    "1 logs what each step computes and checks its inputs on the host",
+    "1 logs the tokens and the host time of every step, and shows where an error of "
+    "`python -m vllm_metal.lower` comes from",
 )
 
 VARIABLES = (MEMORY_FRACTION, USE_MLX, DEVICE, BLOCK_SIZE, FALLBACK, DEBUG)

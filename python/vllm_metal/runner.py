@@ -31,7 +31,7 @@ from vllm.v1.outputs import SamplerOutput
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-from vllm_metal import checkpoint
+from vllm_metal import checkpoint, envs
 from vllm_metal.lowered import HiddenStates, LoweredModel, log_report, log_weights, lower
 from vllm_metal.mapped_weights import mapped_weights
 from vllm_metal.memory import MemoryBudget, human
@@ -160,6 +160,7 @@ class LoweredModelRunner(MetalModelRunner):
     ) -> None:
         super().__init__(vllm_config, device, budget)
         self.runtime = runtime
+        self.debug: bool = envs.DEBUG.value()
         self.lowered: LoweredModel
 
     def _load_model(self) -> nn.Module:
@@ -193,7 +194,12 @@ class LoweredModelRunner(MetalModelRunner):
     ) -> HiddenStates:
         if input_ids is None or positions is None or inputs_embeds is not None or model_kwargs:
             raise ValueError("inputs other than token ids and positions are not lowered yet")
-        return self.lowered.step(input_ids, positions)
+        start = time.perf_counter()
+        hidden = self.lowered.step(input_ids, positions)
+        if self.debug:
+            milliseconds = (time.perf_counter() - start) * 1e3
+            logger.info("metal: step of %d tokens built in %.2f ms", len(input_ids), milliseconds)
+        return hidden
 
     def _pool(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         return super()._pool(hidden_states.torch(), *args, **kwargs)
