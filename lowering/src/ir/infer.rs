@@ -48,8 +48,12 @@ fn typed(dtype: DType, shape: Vec<Dim>) -> Vec<TensorType> {
     vec![TensorType { dtype, shape }]
 }
 
-/// Normalised vectors and their weight: `w` is `[n]` where `x` is `[.., n]`.
+/// Normalised vectors and their weight: floats, and `w` is `[n]` where `x` is `[.., n]`.
 fn check_weight(x: &TensorType, weights: &[&TensorType]) -> Result<(), String> {
+    let floats = x.dtype.is_float() && weights.iter().all(|weight| weight.dtype.is_float());
+    if !floats || x.rank() == 0 {
+        return Err(format!("a weighted {x}"));
+    }
     for weight in weights {
         if weight.rank() != 1 || weight.last() != x.last() {
             return Err(format!("weight {weight} for {x}"));
@@ -270,6 +274,14 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
         }
         Op::RmsNorm { .. } | Op::LayerNorm { .. } => {
             let x = operands.first().ok_or("no operand")?;
+            let most = if matches!(op, Op::RmsNorm { .. }) {
+                2
+            } else {
+                3
+            };
+            if operands.len() > most {
+                return Err(format!("{} operands", operands.len()));
+            }
             check_weight(x, &operands[1..])?;
             Ok(vec![(*x).clone()])
         }
@@ -294,6 +306,8 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             };
             for x in rotated {
                 let fits = x.rank() == 3
+                    && x.dtype.is_float()
+                    && cos.dtype.is_float()
                     && x.shape[2]
                         .fixed()
                         .is_some_and(|size| size >= *rotary_dim && *rotary_dim > 0)
@@ -311,7 +325,8 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             let half = x
                 .last()
                 .and_then(|size| size.checked_div(2))
-                .ok_or("an odd last axis")?;
+                .filter(|_| x.dtype.is_float())
+                .ok_or_else(|| format!("a gated {x}"))?;
             let last = x.rank() - 1;
             x.shape[last] = half;
             Ok(vec![x])

@@ -35,7 +35,12 @@ impl Predicate {
 
     /// Whether the term is in the set.
     pub fn accepts(&self, term: &Term) -> bool {
-        self.kind == term.op.name() && (self.accepts)(&term.op, term.rank)
+        self.holds(&term.op, term.rank)
+    }
+
+    /// Whether the operator is in the set, its first operand having that rank.
+    pub fn holds(&self, op: &Op, rank: usize) -> bool {
+        self.kind == op.name() && (self.accepts)(op, rank)
     }
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The rewrite rules, one file a family. A rule is a line of mathematics with its conditions.
 
+#[cfg(test)]
+mod fuzz;
 mod index;
 mod linear;
 mod mlp;
