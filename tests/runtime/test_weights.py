@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights: taken over without a copy, checked, and named in every error."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vllm_metal._native import core
+from vllm_metal.capture import capture, fill_parameters
+
+from .lowered import BLOCK_SIZE, NUM_BLOCKS, Lowered, lower
+
+
+def file_tensors(path: Path) -> dict[str, Any]:
+    """Every tensor of a safetensors file as a view of it."""
+    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    tensors = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = entry["data_offsets"]
+            tensors[name] = core.FileTensor(
+                path, 8 + length + start, end - start, names[entry["dtype"]], entry["shape"]
+            )
+    return tensors
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_mapped_file_equals_the_tensors_in_it(
+    runtime: Any, build: Callable[..., Any], tmp_path: Path, dtype: str
+) -> None:
+    torch_model, vllm_config = build("qwen3", dtype)
+    captured = capture(torch_model, vllm_config)
+    fill_parameters(torch_model)
+    parameters = {name: value.data for name, value in torch_model.named_parameters()}
+    save_file(parameters, tmp_path / "model.safetensors")
+    plan = core.lower(captured.document)
+    tensors = file_tensors(tmp_path / "model.safetensors")
+    ids = torch.randint(0, 256, (20,), dtype=torch.int32)
+    results = []
+    for given in (parameters, tensors):
+        model = runtime.load(plan, {**captured.buffers, **given})
+        model.allocate_kv_cache(dict.fromkeys(plan.layers, (NUM_BLOCKS, BLOCK_SIZE, dtype)))
+        results.append(Lowered(torch_model, vllm_config, plan, model).run(ids))
+    assert torch.equal(*results)
+    used = sum(tensor.nbytes for name, tensor in parameters.items() if name in set(plan.parameters))
+    report = model.load_report
+    assert (report["mapped_bytes"], report["copied_bytes"]) == (used, 0)
+
+
+def test_loading_takes_no_memory_for_weights_that_are_used_as_they_are(
+    runtime: Any, build: Callable[..., Any]
+) -> None:
+    runtime.reset_peak()
+    before = runtime.memory()["active"]
+    model = lower(runtime, build, "llama").model
+    report = model.load_report
+    assert report["borrowed_bytes"] > 0 and report["copied_bytes"] == 0
+    caches = 2 * (NUM_BLOCKS + 1) * BLOCK_SIZE * 2 * 32 * 4
+    slack = 4096  # scalars
+    assert runtime.memory()["active"] - before <= caches + slack
+
+
+def test_wrong_parameters_are_named(
+    runtime: Any, build: Callable[..., Any], tmp_path: Path
+) -> None:
+    torch_model, vllm_config = build("llama")
+    captured = capture(torch_model, vllm_config)
+    fill_parameters(torch_model)
+    plan = core.lower(captured.document)
+    good = {**captured.buffers, **dict(torch_model.named_parameters())}
+    path = "model.layers.1.mlp.down_proj.weight"
+    file = tmp_path / "weights.safetensors"
+    save_file({path: torch.zeros(64, 64)}, file)
+    for wrong, message in [
+        (None, f'parameter "{path}": it is missing from the checkpoint'),
+        (torch.zeros(64, 64), r"expected float32\[64,128\], found float32\[64, 64\]"),
+        (good[path].half(), r"found float16\[64, 128\]"),
+        (3, f'parameter "{path}": TypeError: a tensor expected, and not int'),
+        (file_tensors(file)[path], f'parameter "{path}" in {file}: expected'),
+    ]:
+        parameters = {**good, path: wrong}
+        if wrong is None:
+            del parameters[path]
+        with pytest.raises(ValueError, match=message):
+            runtime.load(plan, parameters)
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "short.safetensors"
+    path.write_bytes(bytes(100))
+    for arguments, message in [
+        ((path, 90, 16, "float32", [4]), "short.safetensors: .*the file is truncated"),
+        ((path, 0, 16, "float32", [5]), r"16 bytes at 0 are not float32\[5\]"),
+        ((path, 0, 16, "fp3", [4]), 'dtype "fp3" is unknown'),
+        ((tmp_path / "none", 0, 4, "float32", [1]), "No such file"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            core.FileTensor(*arguments)
+
+
+def test_broken_plans_are_refused(build: Callable[..., Any]) -> None:
+    torch_model, vllm_config = build("llama")
+    plan = core.lower(capture(torch_model, vllm_config).document)
+    content = plan.to_bytes()
+    assert core.Plan.from_bytes(content).sha256 == plan.sha256
+    for broken in (b"", b"{}", content[:-1], content.replace(b'"version":1', b'"version":2', 1)):
+        with pytest.raises(ValueError, match="malformed plan"):
+            core.Plan.from_bytes(broken)
+
+
+def test_nan_weights_are_served(runtime: Any, build: Callable[..., Any]) -> None:
+    lowered = lower(runtime, build, "llama")
+    parameters = dict(lowered.torch_model.named_parameters())
+    parameters["model.norm.weight"].data.fill_(float("nan"))
+    ids = torch.randint(0, 256, (5,), dtype=torch.int32)
+    assert lowered.run(ids).isnan().all()
