@@ -14,7 +14,7 @@ use crate::runtime::weights::{Source, required};
 use crate::runtime::{self, Device};
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 /// MLX on a device, with a thread of its own that owns everything made here.
 ///
@@ -87,8 +87,9 @@ impl Runtime {
         py.detach(|| self.runtime.close());
     }
 
-    /// Loads a plan. `parameters` maps each path of `plan.parameters` to a CPU tensor, whose memory
-    /// is used as it is, or to a FileTensor. `islands(target, arguments_json, operands)` runs the nodes
+    /// Loads a plan. `parameters` maps each path of `plan.parameters` to a CPU tensor or to a
+    /// FileTensor. They are asked for one by one; a GPU uses their memory as it is, and on the CPU, whose
+    /// MLX takes no foreign memory, each is copied and let go before the next is asked for. `islands(target, arguments_json, operands)` runs the nodes
     /// that were not lowered: operands are DLPack capsules, results are tensors.
     ///
     /// Raises ValueError for a parameter that is missing or not as the plan says.
@@ -100,15 +101,15 @@ impl Runtime {
         parameters: &Bound<'_, PyAny>,
         islands: Option<Py<PyAny>>,
     ) -> PyResult<Model> {
-        let mut sources = HashMap::new();
+        let loading = py.detach(|| self.runtime.begin_loading())?;
         for path in required(&plan.plan) {
             let source = source(parameters, &path)?;
-            sources.insert(path, source);
+            py.detach(|| loading.add(path, source))?;
         }
         let islands =
             islands.map(|callable| Box::new(PythonIslands(callable)) as Box<dyn IslandRunner>);
         let plan = plan.plan.clone();
-        let model = py.detach(|| self.runtime.load(plan, sources, islands))?;
+        let model = py.detach(|| loading.finish(plan, islands))?;
         Ok(Model { model })
     }
 }

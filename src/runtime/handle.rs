@@ -2,7 +2,7 @@
 //! What other threads hold: the runtime and its models.
 
 use super::attention::Metadata;
-use super::error::Result;
+use super::error::{Error, Result};
 use super::host::HostTensor;
 use super::inputs::Input;
 use super::island::IslandRunner;
@@ -13,9 +13,8 @@ use super::model::Model;
 use super::owner::{Owner, State};
 use super::step::StepMetadata;
 use super::tensor::{self, Tensor};
-use super::weights::{LoadReport, Source};
+use super::weights::{LoadReport, Parameters, Source};
 use lowering::plan::Plan;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// MLX on a device, with a thread of its own.
@@ -80,27 +79,65 @@ impl Runtime {
         self.owner.close();
     }
 
-    /// Loads a plan with its parameters (see [`super::weights::required`]).
+    /// Begins to load a model.
+    pub fn begin_loading(&self) -> Result<Loading> {
+        let id = self.owner.call(|state| {
+            let id = state.new_id();
+            state.loading.insert(id, Parameters::default());
+            Ok(id)
+        })?;
+        Ok(Loading {
+            id,
+            owner: self.owner.clone(),
+        })
+    }
+}
+
+/// A model whose parameters are being collected (see [`super::weights::required`]). Dropping it frees
+/// them.
+pub struct Loading {
+    id: u64,
+    owner: Arc<Owner>,
+}
+
+impl Loading {
+    /// Adds a parameter. Where MLX has to copy it, its source is free when this returns.
+    ///
+    /// # Errors
+    /// Names the parameter.
+    pub fn add(&self, path: String, source: Source) -> Result<()> {
+        let id = self.id;
+        self.owner.call(move |state| {
+            let parameters = state.loading.get_mut(&id).ok_or(Error::Closed)?;
+            parameters.add(&state.mlx, path, source)
+        })
+    }
+
+    /// Binds the parameters to a plan and runs its folds.
     ///
     /// # Errors
     /// A parameter that is missing or not as the plan says, or a fold that fails.
-    pub fn load(
-        &self,
-        plan: Plan,
-        sources: HashMap<String, Source>,
-        islands: Option<Box<dyn IslandRunner>>,
-    ) -> Result<LoadedModel> {
-        let (id, report) = self.owner.call(move |state| {
-            let (model, report) = Model::load(&state.mlx, plan, sources, islands)?;
-            let id = state.new_id();
+    pub fn finish(self, plan: Plan, islands: Option<Box<dyn IslandRunner>>) -> Result<LoadedModel> {
+        let id = self.id;
+        let report = self.owner.call(move |state| {
+            let parameters = state.loading.remove(&id).ok_or(Error::Closed)?;
+            let (model, report) = Model::load(&state.mlx, plan, parameters, islands)?;
             state.models.insert(id, model);
-            Ok((id, report))
+            Ok(report)
         })?;
         Ok(LoadedModel {
             id,
             owner: self.owner.clone(),
             report,
         })
+    }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        let id = self.id;
+        self.owner
+            .post(move |state| drop(state.loading.remove(&id)));
     }
 }
 
@@ -197,10 +234,7 @@ impl LoadedModel {
     ) -> Result<R> {
         let id = self.id;
         self.owner.call(move |state| {
-            let mut model = state
-                .models
-                .remove(&id)
-                .ok_or(super::error::Error::Closed)?;
+            let mut model = state.models.remove(&id).ok_or(Error::Closed)?;
             let result = work(&mut model, state);
             state.models.insert(id, model);
             result

@@ -24,6 +24,6 @@ mod tests;
 pub mod weights;
 
 pub use attention::{Metadata, Pages};
-pub use handle::{Argument, LayerMetadata, LoadedModel, Runtime};
+pub use handle::{Argument, LayerMetadata, LoadedModel, Loading, Runtime};
 pub use kv_cache::CacheSpec;
 pub use mlx::Device;

@@ -12,7 +12,7 @@ use super::kv_cache::{CacheSpec, KvCache};
 use super::mlx::{Array, Mlx};
 use super::owner::Owner;
 use super::step::{StepEffects, StepMetadata};
-use super::weights::{LoadReport, Parameters, Source};
+use super::weights::{LoadReport, Parameters};
 use lowering::ir::Op;
 use lowering::plan::{GraphPlan, Plan, Step};
 use std::collections::HashMap;
@@ -39,10 +39,9 @@ impl Model {
     pub fn load(
         mlx: &Mlx,
         plan: Plan,
-        sources: HashMap<String, Source>,
+        mut parameters: Parameters,
         islands: Option<Box<dyn IslandRunner>>,
     ) -> Result<(Model, LoadReport)> {
-        let mut parameters = Parameters::new(sources)?;
         let mut layers = Vec::with_capacity(plan.layers.len());
         for layer in plan.layers {
             let sinks = layer
@@ -62,7 +61,7 @@ impl Model {
                 graph: Graph::new(mlx, graph, arrays)?,
             });
         }
-        let report = parameters.into_report();
+        let report = parameters.report;
         Ok((
             Model {
                 graphs,

@@ -6,6 +6,7 @@ use super::error::{Error, Result};
 use super::memory;
 use super::mlx::{Array, Device, Mlx};
 use super::model::Model;
+use super::weights::Parameters;
 use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,6 +22,8 @@ pub struct State {
     /// Arrays that handles elsewhere refer to.
     pub tensors: HashMap<u64, Array>,
     pub models: HashMap<u64, Model>,
+    /// Models whose parameters are not complete.
+    pub loading: HashMap<u64, Parameters>,
     next_id: u64,
 }
 
@@ -147,6 +150,7 @@ fn serve(mlx: Mlx, receiver: Receiver<Message>) {
         mlx,
         tensors: HashMap::new(),
         models: HashMap::new(),
+        loading: HashMap::new(),
         next_id: 0,
     };
     while let Ok(Message::Run(job)) = receiver.recv() {
@@ -159,10 +163,11 @@ fn serve(mlx: Mlx, receiver: Receiver<Message>) {
         mlx,
         tensors,
         models,
+        loading,
         ..
     } = state;
     let _ = mlx.synchronize();
-    drop((tensors, models));
+    drop((tensors, models, loading));
     let _ = memory::clear_cache();
 }
 

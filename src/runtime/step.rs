@@ -261,6 +261,9 @@ impl Effects for StepEffects<'_> {
                 reason: format!("{} results instead of {}", results.len(), types.len()),
             });
         }
-        results.into_iter().map(weights::borrow).collect()
+        results
+            .into_iter()
+            .map(|result| weights::borrow(self.mlx, result))
+            .collect()
     }
 }

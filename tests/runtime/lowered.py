@@ -69,11 +69,20 @@ class Lowered:
         return torch.from_dlpack(logits)
 
 
-def lower(runtime: Any, build: Callable[..., Any], name: str, dtype: str = "float32") -> Lowered:
-    """Capture, lower and load the tiny model of that name with random weights."""
+def lower(
+    runtime: Any,
+    build: Callable[..., Any],
+    name: str,
+    dtype: str = "float32",
+    change: Mapping[str, float] | None = None,
+) -> Lowered:
+    """Capture, lower and load the tiny model of that name with random weights, or with all elements
+    of some weights changed to a number."""
     torch_model, vllm_config = build(name, dtype)
     captured = capture(torch_model, vllm_config)
     fill_parameters(torch_model)
+    for path, value in (change or {}).items():
+        torch_model.get_parameter(path).data.fill_(value)
     plan = core.lower(captured.document, {"refuse_fallback": True})
     model = runtime.load(plan, {**captured.buffers, **dict(torch_model.named_parameters())})
     model.allocate_kv_cache(dict.fromkeys(plan.layers, (NUM_BLOCKS, BLOCK_SIZE, dtype)))

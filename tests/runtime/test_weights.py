@@ -3,6 +3,7 @@
 
 import json
 import struct
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,20 +54,45 @@ def test_a_mapped_file_equals_the_tensors_in_it(
     assert torch.equal(*results)
     used = sum(tensor.nbytes for name, tensor in parameters.items() if name in set(plan.parameters))
     report = model.load_report
-    assert (report["mapped_bytes"], report["copied_bytes"]) == (used, 0)
+    # MLX's CPU allocator takes no foreign memory.
+    assert (report["mapped_bytes"], report["borrowed_bytes"]) == (0, 0)
+    assert report["copied_bytes"] == used + sum(
+        buffer.nbytes for name, buffer in captured.buffers.items() if name in plan.parameters
+    )
 
 
-def test_loading_takes_no_memory_for_weights_that_are_used_as_they_are(
-    runtime: Any, build: Callable[..., Any]
-) -> None:
+class Consumed(dict[str, torch.Tensor]):
+    """Gives every tensor away, and counts how many of them are alive at most."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__(tensors)
+        self.given: list[weakref.ref[torch.Tensor]] = []
+        self.most_alive = 0
+
+    def __getitem__(self, path: str) -> torch.Tensor:
+        tensor = self.pop(path)
+        self.given.append(weakref.ref(tensor))
+        self.most_alive = max(self.most_alive, sum(ref() is not None for ref in self.given))
+        return tensor
+
+
+def test_weights_are_held_once(runtime: Any, build: Callable[..., Any]) -> None:
+    torch_model, vllm_config = build("llama")
+    captured = capture(torch_model, vllm_config)
+    fill_parameters(torch_model)
+    plan = core.lower(captured.document)
+    tensors = {path: value.data.clone() for path, value in torch_model.named_parameters()}
+    tensors = Consumed({**tensors, **{path: b.clone() for path, b in captured.buffers.items()}})
+    nbytes = sum(tensor.nbytes for path, tensor in tensors.items() if path in plan.parameters)
     runtime.reset_peak()
     before = runtime.memory()["active"]
-    model = lower(runtime, build, "llama").model
+    model = runtime.load(plan, tensors)
     report = model.load_report
-    assert report["borrowed_bytes"] > 0 and report["copied_bytes"] == 0
-    caches = 2 * (NUM_BLOCKS + 1) * BLOCK_SIZE * 2 * 32 * 4
-    slack = 4096  # scalars
-    assert runtime.memory()["active"] - before <= caches + slack
+    assert report["borrowed_bytes"] + report["copied_bytes"] == nbytes
+    # Folds of the plan are views: nothing but scalars comes on top, not even while loading.
+    assert runtime.memory()["peak"] - before <= nbytes + 4096 * len(plan.parameters)
+    # What MLX copied is let go at once.
+    assert report["borrowed_bytes"] > 0 or tensors.most_alive == 1
 
 
 def test_wrong_parameters_are_named(
@@ -118,8 +144,7 @@ def test_broken_plans_are_refused(build: Callable[..., Any]) -> None:
 
 
 def test_nan_weights_are_served(runtime: Any, build: Callable[..., Any]) -> None:
-    lowered = lower(runtime, build, "llama")
-    parameters = dict(lowered.torch_model.named_parameters())
-    parameters["model.norm.weight"].data.fill_(float("nan"))
+    lowered = lower(runtime, build, "llama", change={"model.layers.0.mlp.down_proj.weight": float("nan")})
     ids = torch.randint(0, 256, (5,), dtype=torch.int32)
     assert lowered.run(ids).isnan().all()
+    assert lowered.run(ids).shape == (5, 256)

@@ -21,6 +21,27 @@ impl Mlx {
         })
     }
 
+    /// A row-major view of the elements from `offset` on, whatever the shape of `x` was.
+    pub fn view_at(&self, x: &Array, shape: &[i32], offset: usize) -> MlxResult<Array> {
+        let mut strides = vec![1i64; shape.len()];
+        for axis in (1..shape.len()).rev() {
+            strides[axis - 1] = strides[axis] * i64::from(shape[axis]);
+        }
+        // SAFETY: a live array, two slices with their lengths, and the stream of `self`.
+        self.make(|out, stream| unsafe {
+            mlx_sys::mlx_as_strided(
+                out,
+                x.as_ptr(),
+                shape.as_ptr(),
+                shape.len(),
+                strides.as_ptr(),
+                strides.len(),
+                offset,
+                stream,
+            )
+        })
+    }
+
     /// NumPy's broadcast to the shape.
     pub fn broadcast_to(&self, x: &Array, shape: &[i32]) -> MlxResult<Array> {
         // SAFETY: a live array, a slice with its length, and the stream of `self`.

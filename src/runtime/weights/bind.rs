@@ -1,61 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Binds a plan's parameters and runs its folds.
 
-use super::FileTensor;
-use crate::runtime::dlpack::Imported;
+use super::load::{LoadReport, Source, take_over};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::executor::{Context, Outputs, execute};
-use crate::runtime::host::HostTensor;
-use crate::runtime::mlx::{Array, Mlx, dtype, foreign_array, host_array};
+use crate::runtime::mlx::{Array, Mlx, dtype, host_array};
 use lowering::ir::{DType, Dim, TensorType};
 use lowering::plan::{GraphPlan, Plan, Step};
 use std::collections::{BTreeSet, HashMap};
-
-/// Where a parameter comes from.
-pub enum Source {
-    /// A tensor of another library; its memory is used as it is.
-    Tensor(Imported),
-    /// A tensor in a mapped file; its pages are used as they are.
-    File(FileTensor),
-}
-
-impl Source {
-    fn dtype(&self) -> DType {
-        match self {
-            Source::Tensor(tensor) => tensor.dtype(),
-            Source::File(file) => file.dtype,
-        }
-    }
-
-    fn shape(&self) -> &[i32] {
-        match self {
-            Source::Tensor(tensor) => tensor.shape(),
-            Source::File(file) => &file.shape,
-        }
-    }
-
-    fn origin(&self) -> String {
-        match self {
-            Source::Tensor(_) => String::new(),
-            Source::File(file) => format!(" in {}", file.path.display()),
-        }
-    }
-}
-
-/// What loading did with the weights' bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LoadReport {
-    /// Parameters of the checkpoint that the plan reads.
-    pub parameters: usize,
-    /// Used where they lie, in tensors of another library.
-    pub borrowed_bytes: usize,
-    /// Used where they lie, in mapped files.
-    pub mapped_bytes: usize,
-    /// Copied, because they had gaps or lay unaligned.
-    pub copied_bytes: usize,
-    /// Computed by folds.
-    pub folded_bytes: usize,
-}
 
 /// Paths of the checkpoint's parameters that the plan reads, sorted.
 pub fn required(plan: &Plan) -> Vec<String> {
@@ -83,7 +35,9 @@ fn computed(graph: &GraphPlan) -> Vec<bool> {
     computed
 }
 
-/// Arrays of the checkpoint's parameters by path. Graphs share them.
+/// Arrays of the checkpoint's parameters by path, added one by one so that each source can be let
+/// go before the next is read. Graphs share them.
+#[derive(Default)]
 pub struct Parameters {
     /// With where they come from.
     arrays: HashMap<String, (Array, String)>,
@@ -91,23 +45,16 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Takes the parameters over, without copying where MLX can use the memory as it is.
-    pub fn new(sources: HashMap<String, Source>) -> Result<Parameters> {
-        let mut report = LoadReport {
-            parameters: sources.len(),
-            ..LoadReport::default()
-        };
-        let mut arrays = HashMap::with_capacity(sources.len());
-        for (path, source) in sources {
-            let origin = source.origin();
-            let array = take_over(source, &mut report).map_err(|cause| Error::Parameter {
-                path: path.clone(),
-                origin: origin.clone(),
-                reason: cause.to_string(),
-            })?;
-            arrays.insert(path, (array, origin));
-        }
-        Ok(Parameters { arrays, report })
+    /// Takes a parameter over, without copying where MLX can use the memory as it is.
+    pub fn add(&mut self, mlx: &Mlx, path: String, source: Source) -> Result<()> {
+        let origin = source.origin();
+        let array = take_over(mlx, source, &mut self.report).map_err(|cause| Error::Parameter {
+            path: path.clone(),
+            origin: origin.clone(),
+            reason: cause.to_string(),
+        })?;
+        self.arrays.insert(path, (array, origin));
+        Ok(())
     }
 
     /// The parameter of that path.
@@ -218,11 +165,6 @@ impl Parameters {
         self.report.folded_bytes += folded.iter().map(Array::nbytes).sum::<usize>();
         Ok(())
     }
-
-    /// Lets go of the arrays that no graph holds.
-    pub fn into_report(self) -> LoadReport {
-        self.report
-    }
 }
 
 fn fits(array: &Array, expected: &TensorType) -> bool {
@@ -239,39 +181,4 @@ fn read_by_steps(graph: &GraphPlan) -> BTreeSet<u32> {
         }
     }
     read
-}
-
-/// An array over another library's tensor; a copy where it has gaps.
-pub fn borrow(tensor: Imported) -> Result<Array> {
-    take_over(Source::Tensor(tensor), &mut LoadReport::default())
-}
-
-fn take_over(source: Source, report: &mut LoadReport) -> Result<Array> {
-    let (dtype, shape) = (source.dtype(), source.shape().to_vec());
-    let nbytes = shape.iter().map(|size| *size as usize).product::<usize>() * dtype.size();
-    let aligned = |data: *mut std::ffi::c_void| (data as usize).is_multiple_of(dtype.size());
-    match source {
-        Source::Tensor(tensor)
-            if nbytes > 0 && tensor.is_contiguous() && aligned(tensor.data()) =>
-        {
-            report.borrowed_bytes += nbytes;
-            let data = tensor.data();
-            // SAFETY: the tensor is contiguous and aligned, and lives as long as the array.
-            Ok(unsafe { foreign_array(data, nbytes, &shape, dtype, tensor) }?)
-        }
-        Source::Tensor(tensor) => {
-            report.copied_bytes += nbytes;
-            Ok(HostTensor::from(&tensor).to_array()?)
-        }
-        Source::File(file) if nbytes > 0 && aligned(file.data()) => {
-            report.mapped_bytes += nbytes;
-            let data = file.data();
-            // SAFETY: `FileTensor::open` checked the size, and the map lives as long as the array.
-            Ok(unsafe { foreign_array(data, nbytes, &shape, dtype, file) }?)
-        }
-        Source::File(file) => {
-            report.copied_bytes += nbytes;
-            Ok(host_array(file.bytes(), &shape, dtype)?)
-        }
-    }
 }

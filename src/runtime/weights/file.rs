@@ -2,10 +2,10 @@
 //! Tensors inside memory-mapped files.
 
 use crate::runtime::error::{Error, Result};
+use crate::runtime::mlx::{Array, foreign_array};
 use lowering::ir::DType;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use std::collections::HashMap;
-use std::ffi::c_void;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -67,16 +67,42 @@ impl FileTensor {
         })
     }
 
-    /// Address of the first element.
-    pub fn data(&self) -> *mut c_void {
-        self.map[self.offset..].as_ptr().cast_mut().cast()
-    }
-
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.map[self.offset..self.offset + self.nbytes]
     }
+
+    /// Tells the system that the tensor's pages are not needed in memory any more; they can be read
+    /// again.
+    pub fn forget_pages(&self) {
+        let first = self.offset.next_multiple_of(PAGE);
+        let length = (self.offset + self.nbytes).saturating_sub(first) / PAGE * PAGE;
+        if length > 0 {
+            // Only a hint: without it the system takes the pages back later.
+            // SAFETY: the map is of a file and read-only, so that no content is lost.
+            let _ = unsafe {
+                self.map
+                    .unchecked_advise_range(UncheckedAdvice::DontNeed, first, length)
+            };
+        }
+    }
+
+    /// The pages that the tensor lies in, as an array of its dtype, and its first element there.
+    /// Metal takes foreign memory by whole pages only. The rest of the pages is never read.
+    pub fn pages(&self) -> Result<(Array, usize)> {
+        let first = self.offset / PAGE * PAGE;
+        let nbytes = (self.offset + self.nbytes - first).next_multiple_of(PAGE);
+        let shape = [(nbytes / PAGE) as i32, (PAGE / self.dtype.size()) as i32];
+        let data = self.map[first..].as_ptr().cast_mut().cast();
+        // SAFETY: the map lives as long as the array and is only read, where the tensor lies, which
+        // `open` checked.
+        let array = unsafe { foreign_array(data, nbytes, &shape, self.dtype, self.map.clone()) }?;
+        Ok((array, (self.offset - first) / self.dtype.size()))
+    }
 }
+
+/// A multiple of the page size of every machine that runs this.
+const PAGE: usize = 16384;
 
 /// Maps a file, or finds the map that another tensor of it holds.
 fn map_file(path: &Path) -> std::io::Result<Arc<Mmap>> {

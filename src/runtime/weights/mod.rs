@@ -3,7 +3,10 @@
 
 mod bind;
 mod file;
+mod load;
 
-pub use bind::{LoadReport, Source, required};
-pub(super) use bind::{Parameters, borrow};
+pub(super) use bind::Parameters;
+pub use bind::required;
 pub use file::FileTensor;
+pub(super) use load::borrow;
+pub use load::{LoadReport, Source};
