@@ -18,12 +18,15 @@ pub enum Error {
     Unsupported {
         target: String,
         reason: String,
-        location: Source,
+        location: Box<Source>,
     },
 
     /// A node that no fallback can run.
     #[error("{reason}\n  at {location}")]
-    Node { reason: String, location: Source },
+    Node {
+        reason: String,
+        location: Box<Source>,
+    },
 
     /// The verifier found an ill-typed graph: a defect of the lowering, not of the model.
     #[error(

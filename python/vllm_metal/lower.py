@@ -87,7 +87,10 @@ def write(text: str, path: str | None) -> None:
 
 
 def fail(error: BaseException) -> NoReturn:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    # A configuration that pydantic refuses: its reasons, without its dump of the input.
+    reasons = getattr(error, "errors", None)
+    text = "; ".join(entry["msg"] for entry in reasons()) if callable(reasons) else str(error)
+    print(f"{type(error).__name__}: {text}", file=sys.stderr)
     if os.environ.get("VLLM_METAL_DEBUG") == "1":
         raise error
     sys.exit(FAILED)
@@ -95,8 +98,9 @@ def fail(error: BaseException) -> NoReturn:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    # vLLM logs to the standard output, where the dump goes.
+    # vLLM logs to the standard output by default, where the dump goes.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     import vllm_metal.capture as capture
     from vllm_metal import envs
 

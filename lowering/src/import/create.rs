@@ -68,6 +68,7 @@ fn build(
         dtype,
         shape: shape.clone(),
     }];
+    types.iter().try_for_each(TensorType::check_sizes)?;
     let node = importer.builder.node(Op::Full { value, shape }, &[], types);
     Ok(importer.fresh(Value { node, output: 0 }))
 }
@@ -96,6 +97,7 @@ fn arange(importer: &mut Importer, call: &Call) -> Result<Item, String> {
         dtype,
         shape: vec![length],
     }];
+    types.iter().try_for_each(TensorType::check_sizes)?;
     let node = importer.builder.node(
         Op::Arange {
             start,

@@ -69,7 +69,7 @@ pub fn import_graph(
         });
         let failed = |reason: String| Error::Node {
             reason,
-            location: (*location).clone(),
+            location: Box::new((*location).clone()),
         };
         importer.builder.source = Some(location.clone());
         let item = match node.op {
@@ -126,7 +126,7 @@ pub fn import_graph(
                             return Err(Error::Unsupported {
                                 target: fallback.target,
                                 reason,
-                                location: fallback.location,
+                                location: Box::new(fallback.location),
                             });
                         }
                         fallbacks.push(fallback);
@@ -321,10 +321,12 @@ impl Importer<'_> {
     /// A tensor's type from its recorded dtype and shape.
     pub fn tensor_type(&self, dtype: &str, shape: &[FxDim]) -> Result<TensorType, String> {
         let shape: Result<Vec<Dim>, String> = shape.iter().map(|dim| self.dim(dim)).collect();
-        Ok(TensorType {
+        let value = TensorType {
             dtype: parse_dtype(dtype)?,
             shape: shape?,
-        })
+        };
+        value.check_sizes()?;
+        Ok(value)
     }
 
     /// The call as an operator that PyTorch runs. Arguments are written as in the document, with

@@ -232,9 +232,9 @@ fn variance(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let builder = &mut importer.builder;
     let shape = builder.shape(value).to_vec();
     let axes = dim.axes(shape.len())?;
-    let count: Option<i64> = axes
-        .iter()
-        .try_fold(1, |total, axis| Some(total * shape[*axis].fixed()?));
+    let count: Option<i64> = axes.iter().try_fold(1i64, |total, axis| {
+        total.checked_mul(shape.get(*axis)?.fixed()?)
+    });
     let count = count.ok_or("a variance over a symbolic size")? as f64;
     let divisor = count - correction.float_or(1.0)?;
     let mean = builder.reduce(Reduction::Mean, value, axes.clone(), true)?;

@@ -19,7 +19,7 @@ pub fn lower(importer: &mut Importer, call: &Call) -> Lowered {
         | "aten.lift_fresh.default" => call.bind(["self"]).map(|[x]| x),
         "aten.clone.default" | "aten.contiguous.default" => call
             .bind(["self"])
-            .and_then(|[x]| Ok(importer.value(&x)?))
+            .and_then(|[x]| importer.value(&x))
             .map(|x| importer.fresh(x)),
         "aten.view.default"
         | "aten.reshape.default"
@@ -113,7 +113,7 @@ fn infer_size(mut shape: Vec<Dim>, total: Dim) -> Result<Vec<Dim>, String> {
                 mul: by,
                 add: 0,
             },
-        ) if symbol == other && by != 0 && mul % by == 0 => Some(Dim::Fixed(mul / by)),
+        ) if symbol == other => Dim::Fixed(mul).checked_div(by),
         (total, rest) if total == rest => Some(Dim::Fixed(1)),
         _ => None,
     }
@@ -164,7 +164,8 @@ fn unflatten(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, dim, sizes] = call.bind(["self", "dim", "sizes"])?;
     let shape = shape_of(importer, &x)?;
     let axis = dim.axis(shape.len(), 0)?;
-    let sizes = infer_size(sizes.dims()?, shape[axis])?;
+    let length = *shape.get(axis).ok_or("an axis of a rank 0 tensor")?;
+    let sizes = infer_size(sizes.dims()?, length)?;
     let full = [&shape[..axis], &sizes, &shape[axis + 1..]].concat();
     reshape(importer, &x, full)
 }
@@ -250,8 +251,12 @@ fn clamp(bound: Dim, length: Dim) -> Result<Dim, String> {
     match (bound, length) {
         _ if open => Ok(length),
         (Dim::Fixed(bound), Dim::Fixed(length)) => {
-            let bound = if bound < 0 { bound + length } else { bound };
-            Ok(Dim::Fixed(bound.clamp(0, length)))
+            let bound = if bound < 0 {
+                bound.saturating_add(length)
+            } else {
+                bound
+            };
+            Ok(Dim::Fixed(bound.min(length).max(0)))
         }
         (Dim::Fixed(0), _) => Ok(Dim::Fixed(0)),
         (Dim::Fixed(bound), length) if bound < 0 => length
@@ -339,6 +344,9 @@ fn select_view(importer: &mut Importer, x: &Item, axis: usize, index: Dim) -> Re
     reshape(importer, &row, shape)
 }
 
+/// Parts into which one call may cut a tensor.
+const MAX_PARTS: i64 = 1 << 16;
+
 fn split(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, size, dim] = call.bind(["self", "split_size", "dim"])?;
     let shape = shape_of(importer, &x)?;
@@ -352,10 +360,10 @@ fn split(importer: &mut Importer, call: &Call) -> Result<Item, String> {
                 .ok_or("the number of parts is not known before a step")?;
             let mut part = size.int()?;
             if call.target().contains("chunk") {
-                part = (total + part.max(1) - 1) / part.max(1);
+                part = total.saturating_add(part.max(1) - 1) / part.max(1);
             }
-            if part < 1 {
-                return Err(format!("parts of {part} elements"));
+            if part < 1 || total / part >= MAX_PARTS {
+                return Err(format!("parts of {part} of {total} elements"));
             }
             (0..total)
                 .step_by(part as usize)
@@ -381,6 +389,9 @@ fn unbind(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let axis = dim.axis(shape.len(), 0)?;
     let count = shape.get(axis).and_then(|size| size.fixed());
     let count = count.ok_or("the number of parts is not known before a step")?;
+    if count > MAX_PARTS {
+        return Err(format!("{count} parts"));
+    }
     let parts: Result<Vec<Item>, String> = (0..count)
         .map(|index| select_view(importer, &x, axis, Dim::Fixed(index)))
         .collect();
@@ -512,9 +523,13 @@ fn constant_pad(importer: &mut Importer, call: &Call) -> Result<Item, String> {
             let stop = length
                 .checked_add(Dim::Fixed(cut_high))
                 .ok_or("a padded size overflows")?;
-            result = importer
-                .builder
-                .slice(result, axis, Dim::Fixed(-cut_low), stop, 1)?;
+            result = importer.builder.slice(
+                result,
+                axis,
+                Dim::Fixed(cut_low.saturating_neg()),
+                stop,
+                1,
+            )?;
         }
         (low[axis], high[axis]) = (low[axis].max(0), high[axis].max(0));
     }
