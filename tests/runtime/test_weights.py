@@ -144,7 +144,9 @@ def test_broken_plans_are_refused(build: Callable[..., Any]) -> None:
 
 
 def test_nan_weights_are_served(runtime: Any, build: Callable[..., Any]) -> None:
-    lowered = lower(runtime, build, "llama", change={"model.layers.0.mlp.down_proj.weight": float("nan")})
+    lowered = lower(
+        runtime, build, "llama", change={"model.layers.0.mlp.down_proj.weight": float("nan")}
+    )
     ids = torch.randint(0, 256, (5,), dtype=torch.int32)
     assert lowered.run(ids).isnan().all()
     assert lowered.run(ids).shape == (5, 256)
