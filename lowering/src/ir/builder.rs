@@ -53,6 +53,7 @@ impl Builder {
         let types: Vec<&TensorType> = operands.iter().map(|value| self.type_of(*value)).collect();
         let inferred =
             infer(&op, &types).ok_or_else(|| format!("{} has no inferred type", op.name()))??;
+        inferred.iter().try_for_each(TensorType::check_sizes)?;
         Ok(Value {
             node: self.node(op, operands, inferred),
             output: 0,

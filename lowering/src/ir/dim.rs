@@ -106,11 +106,19 @@ impl Dim {
             return None;
         }
         match self {
-            Dim::Fixed(value) => (value % divisor == 0).then(|| Dim::Fixed(value / divisor)),
-            Dim::Affine { symbol, mul, add } => (mul % divisor == 0 && add % divisor == 0)
-                .then(|| Dim::affine(symbol, mul / divisor, add / divisor)),
+            Dim::Fixed(value) => exact(value, divisor).map(Dim::Fixed),
+            Dim::Affine { symbol, mul, add } => Some(Dim::affine(
+                symbol,
+                exact(mul, divisor)?,
+                exact(add, divisor)?,
+            )),
         }
     }
+}
+
+/// The quotient, if it is a whole number that 64 bits hold.
+fn exact(value: i64, divisor: i64) -> Option<i64> {
+    (value.checked_rem(divisor)? == 0).then(|| value / divisor)
 }
 
 /// Product of all sizes; `None` for a product of symbols.

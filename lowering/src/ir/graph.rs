@@ -12,6 +12,9 @@ use std::sync::Arc;
 /// Identity of a node in its [`Graph`].
 pub type NodeId = NodeIndex<u32>;
 
+/// No axis is longer, so that arithmetic on sizes stays far from overflow.
+pub const MAX_SIZE: i64 = 1 << 40;
+
 /// Dtype and shape of a value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TensorType {
@@ -23,6 +26,20 @@ impl TensorType {
     /// Number of axes.
     pub fn rank(&self) -> usize {
         self.shape.len()
+    }
+
+    /// Refuses sizes that no tensor has: negative ones, and those beyond [`MAX_SIZE`].
+    pub fn check_sizes(&self) -> Result<(), String> {
+        let fits = |dim: &Dim| match *dim {
+            Dim::Fixed(size) => (0..=MAX_SIZE).contains(&size),
+            Dim::Affine { mul, add, .. } => {
+                mul.unsigned_abs().max(add.unsigned_abs()) <= MAX_SIZE as u64
+            }
+        };
+        match self.shape.iter().all(fits) {
+            true => Ok(()),
+            false => Err(format!("a tensor {self}")),
+        }
     }
 
     /// Size of the last axis; `None` for rank 0.

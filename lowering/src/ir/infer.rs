@@ -354,7 +354,9 @@ pub fn slice_length(start: Dim, stop: Dim, step: i64) -> Option<Dim> {
     let span = stop.checked_sub(start)?;
     match span.fixed() {
         Some(span) if span < 0 => None,
-        Some(span) => Some(Dim::Fixed((span + step - 1) / step)),
+        Some(span) => Some(Dim::Fixed(
+            span.checked_add(step.checked_sub(1)?)?.checked_div(step)?,
+        )),
         None if step == 1 => Some(span),
         None => span.checked_div(step),
     }
