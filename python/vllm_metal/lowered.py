@@ -23,8 +23,8 @@ from vllm_metal import envs
 from vllm_metal._native import core
 from vllm_metal.attention import MetalAttentionMetadata
 from vllm_metal.capture import Captured, IrOps, capture
+from vllm_metal.capture.construct import drop_storage
 from vllm_metal.islands import run_island
-from vllm_metal.memory import human
 
 logger = init_logger("vllm.metal")
 
@@ -113,18 +113,40 @@ class HiddenStates:
         return torch.from_dlpack(self.lazy)
 
 
+class _Weights:
+    """A model's parameters and buffers by path, handed over one by one.
+
+    MLX's CPU allocator takes no foreign memory, so a weight is copied there. With `release`,
+    PyTorch lets go of each as it is handed over: the model is never held twice.
+    """
+
+    def __init__(self, model: nn.Module, captured: Captured, release: bool) -> None:
+        self._parameters = dict(model.named_parameters())
+        self._captured = captured
+        self._release = release
+
+    def __getitem__(self, path: str) -> torch.Tensor:
+        path = self._captured.aliases.get(path, path)
+        if path in self._captured.buffers:
+            return self._captured.buffers[path]
+        parameter = self._parameters[path]
+        tensor = parameter.detach()
+        if self._release:
+            drop_storage(parameter)
+        return tensor
+
+
 class LoweredModel:
     """A plan with its weights in MLX, and the KV caches of its layers."""
 
-    def __init__(self, runtime: Any, lowering: Lowering, model: nn.Module) -> None:
-        weights = {path: weight.detach() for path, weight in model.named_parameters()}
-        tensors = {**weights, **lowering.captured.buffers}
-        for alias, path in lowering.captured.aliases.items():
-            tensors.setdefault(alias, tensors[path])
+    def __init__(
+        self, runtime: Any, lowering: Lowering, model: nn.Module, *, release: bool = False
+    ) -> None:
+        """`release` leaves `model` without weights, unless islands need them."""
+        release = release and not lowering.report["fallback"]
+        weights = _Weights(model, lowering.captured, release)
         self.plan = lowering.plan
-        # The tensors' memory is shared, not copied: the model keeps them alive.
-        self._model = runtime.load(lowering.plan, tensors, run_island)
-        self.load_report: dict[str, int] = self._model.load_report
+        self._model = runtime.load(lowering.plan, weights, run_island)
 
     def allocate_kv_cache(self, config: KVCacheConfig, kernel_block_sizes: list[int]) -> int:
         """MLX arrays for vLLM's cache layout: layers that vLLM places at the same bytes, with
@@ -201,11 +223,11 @@ def _attention(metadata: Any, num_tokens: int) -> dict[str, Any]:
 
 
 def _group(metadata: MetalAttentionMetadata, num_tokens: int) -> Any:
-    if any(metadata.bidirectional_ranges.values()):
-        raise ValueError("spans that see all of themselves are not lowered yet")
-    causal = all(metadata.causal)
-    if not causal and any(metadata.causal):
-        raise ValueError("a batch of causal and bidirectional requests is not lowered yet")
+    spans = [
+        (request, first, last)
+        for request, ranges in metadata.bidirectional_ranges.items()
+        for first, last in ranges
+    ]
     slots = metadata.slot_mapping[:num_tokens]
     if len(slots) < num_tokens:
         slots = torch.nn.functional.pad(slots, (0, num_tokens - len(slots)), value=-1)
@@ -216,16 +238,6 @@ def _group(metadata: MetalAttentionMetadata, num_tokens: int) -> Any:
         query_start_loc=torch.tensor(metadata.query_start_loc[: requests + 1], dtype=torch.int32),
         seq_lens=torch.tensor(metadata.seq_lens, dtype=torch.int32),
         num_actual_tokens=metadata.num_actual_tokens,
-        causal=causal,
-    )
-
-
-def log_weights(load_report: Mapping[str, int], seconds: float) -> None:
-    """Where the weights lie."""
-    logger.info(
-        "metal: weights: %s used in place, %s copied, %s computed; bound in %.1f s",
-        human(load_report["borrowed_bytes"] + load_report["mapped_bytes"]),
-        human(load_report["copied_bytes"]),
-        human(load_report["folded_bytes"]),
-        seconds,
+        causal=metadata.causal,
+        spans=spans,
     )

@@ -32,7 +32,7 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_metal import checkpoint, envs
-from vllm_metal.lowered import HiddenStates, LoweredModel, log_report, log_weights, lower
+from vllm_metal.lowered import HiddenStates, LoweredModel, log_report, lower
 from vllm_metal.mapped_weights import mapped_weights
 from vllm_metal.memory import MemoryBudget, human
 from vllm_metal.sampler import MetalSampler
@@ -167,9 +167,7 @@ class LoweredModelRunner(MetalModelRunner):
         model = super()._load_model()
         lowering = lower(model, self.vllm_config)
         log_report(lowering.report)
-        start = time.perf_counter()
-        self.lowered = LoweredModel(self.runtime, lowering, model)
-        log_weights(self.lowered.load_report, time.perf_counter() - start)
+        self.lowered = LoweredModel(self.runtime, lowering, model, release=True)
         # vLLM's runner asks the model for logits; all else it asks for is the torch model's.
         model.compute_logits = self.lowered.compute_logits  # type: ignore[assignment]
         return model

@@ -34,7 +34,7 @@ def _weightless_parameters() -> Iterator[None]:
 
     def register_weightless(self: nn.Module, name: str, param: Any) -> None:
         if isinstance(param, nn.Parameter) and not param.is_meta:
-            _drop_storage(param)
+            drop_storage(param)
         register(self, name, param)
 
     nn.Module.register_parameter = register_weightless  # type: ignore[method-assign]
@@ -44,7 +44,8 @@ def _weightless_parameters() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _drop_storage(parameter: nn.Parameter) -> None:
+def drop_storage(parameter: nn.Parameter) -> None:
+    """Move a parameter to the meta device; it stays the same object."""
     # ``parameter.data = ...`` refuses another kind of device, so the object's insides are swapped
     # and its own class and attributes put back.
     kind, attributes = type(parameter), dict(parameter.__dict__)
