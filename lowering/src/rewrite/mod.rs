@@ -124,18 +124,19 @@ fn internal(reason: String) -> Error {
     }
 }
 
-/// For each place where the left side of `rule` stands in the region, the first guard that refuses.
-pub fn near_misses(region: &Graph, rule: &Rule) -> Result<Vec<&'static str>> {
+/// For each place where the left side of `rule` stands in the region and guards refuse, these guards.
+pub fn near_misses(region: &Graph, rule: &Rule) -> Result<Vec<Vec<&'static str>>> {
     let pattern: Pattern = rule.left.parse().map_err(internal)?;
     let egraph = load(region).egraph;
     let mut refused = Vec::new();
     for found in pattern.search(&egraph) {
         for subst in &found.substs {
             let m = Match::new(&egraph, found.eclass, subst);
-            let failed = rule.guards.iter().find(|(_, holds)| !holds(&m));
-            refused.extend(failed.map(|(reason, _)| *reason));
+            let failed = rule.guards.iter().filter(|(_, holds)| !holds(&m));
+            refused.push(failed.map(|(reason, _)| *reason).collect());
         }
     }
+    refused.retain(|guards: &Vec<&str>| !guards.is_empty());
     Ok(refused)
 }
 

@@ -23,3 +23,15 @@ pub(super) const RULES: &[Rule] = &[
         },
     },
 ];
+
+#[cfg(test)]
+pub(super) mod tests {
+    use crate::rules::notation::Case;
+    use crate::rules::notation::Expect::*;
+
+    #[rustfmt::skip]
+    pub const CASES: &[Case] = &[
+        ("take_by_narrow_indices", Fuses("take"), "(take:0 w:bf16[5,4] (cast:i64 i:i32[t]))"),
+        ("take_by_narrow_indices", Refuses("the indices were a narrower integer dtype"), "(take:0 w:bf16[5,4] (cast:i32 i:i64[t]))"),
+    ];
+}

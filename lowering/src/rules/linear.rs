@@ -22,3 +22,17 @@ pub(super) const RULES: &[Rule] = &[
         right: |m| Some(m.node(Op::Addmm, &["?x", "?w", "?b"]).into()),
     },
 ];
+
+#[cfg(test)]
+pub(super) mod tests {
+    use crate::rules::notation::Case;
+    use crate::rules::notation::Expect::*;
+
+    #[rustfmt::skip]
+    pub const CASES: &[Case] = &[
+        ("linear_bias", Fuses("addmm"), "(add (matmul x:bf16[t,4] w:bf16[4,6]) b:bf16[6])"),
+        ("linear_bias", Fuses("addmm"), "(add b:bf16[6] (matmul x:bf16[2,t,4] w:bf16[4,6]))"),
+        ("linear_bias", Refuses("the weight is a matrix"), "(add (matmul x:bf16[2,t,4] w:bf16[2,4,6]) b:bf16[6])"),
+        ("linear_bias", Refuses("the bias is a vector of the columns"), "(add (matmul x:bf16[t,4] w:bf16[4,6]) b:bf16[t,6])"),
+    ];
+}

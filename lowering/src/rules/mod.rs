@@ -7,6 +7,8 @@ mod index;
 mod linear;
 mod mlp;
 mod norm;
+#[cfg(test)]
+mod notation;
 mod rope;
 mod shape;
 
@@ -230,5 +232,38 @@ mod tests {
         let count = names.len();
         names.dedup();
         assert_eq!(names.len(), count, "two rules of one name");
+    }
+
+    fn cases() -> impl Iterator<Item = &'static notation::Case> {
+        norm::tests::CASES
+            .iter()
+            .chain(rope::tests::CASES)
+            .chain(mlp::tests::CASES)
+            .chain(linear::tests::CASES)
+            .chain(index::tests::CASES)
+            .chain(shape::tests::CASES)
+    }
+
+    #[test]
+    fn rules_apply_where_they_may_and_nowhere_else() {
+        for (name, expect, graph) in cases() {
+            let rule = all().find(|rule| rule.name == *name);
+            notation::check(rule.expect(name), expect, graph);
+        }
+    }
+
+    #[test]
+    fn every_rule_applies_and_every_guard_refuses_in_some_test() {
+        use notation::Expect;
+        for rule in all() {
+            let own = || cases().filter(|(name, ..)| *name == rule.name);
+            let applies = own().any(|(_, expect, _)| matches!(expect, Expect::Fuses(_)));
+            assert!(applies, "{} has no test in which it applies", rule.name);
+            for (guard, _) in rule.guards {
+                let refuses = own()
+                    .any(|(_, expect, _)| matches!(expect, Expect::Refuses(by) if by == guard));
+                assert!(refuses, "{}: no test fails the guard {guard:?}", rule.name);
+            }
+        }
     }
 }

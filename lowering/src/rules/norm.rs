@@ -159,3 +159,51 @@ pub(super) const RULES: &[Rule] = &[
         right: |m| add_norm(m, &["?a", "?b"], false),
     },
 ];
+
+#[cfg(test)]
+pub(super) mod tests {
+    use crate::rules::notation::Case;
+    use crate::rules::notation::Expect::*;
+
+    #[rustfmt::skip]
+    pub const CASES: &[Case] = &[
+        ("rms_norm", Fuses("rms_norm"), "(mul x:f32[t,8] (rsqrt (add (mean_last (square x)) 1e-6)))"),
+        ("rms_norm", Fuses("rms_norm"), "(mul (rsqrt (add 1e-6 (mean_last (square x:f32[t,8])))) x)"),
+        ("rms_norm", Refuses("the normalised operand is float32"), "(mul x:bf16[t,8] (rsqrt (add (mean_last (square x)) (cast:bf16 1e-6))))"),
+        ("rms_norm", Refuses("eps is a constant"), "(mul x:f32[t,8] (rsqrt (add (mean_last (square x)) e:f32[t,1])))"),
+        ("rms_norm", Differs, "(mul x:f32[t,8] (rsqrt (add (mean:0 (square x)) 1e-6)))"),
+        ("rms_norm", Differs, "(mul y:f32[t,8] (rsqrt (add (mean_last (square x:f32[t,8])) 1e-6)))"),
+        ("rms_norm", Differs, "(mul x:f32[t,8] (rsqrt (add (mean_last (square (slice:1:0:4 x))) 1e-6)))"),
+        ("rms_norm_weight", Fuses("rms_norm"), "(mul (rms_norm:1e-6 x:f32[t,8]) w:f32[8])"),
+        ("rms_norm_weight", Refuses("the normalised operand is float32"), "(mul (rms_norm:1e-6 x:bf16[t,8]) w:bf16[8])"),
+        ("rms_norm_weight", Refuses("the weight is float32"), "(mul (rms_norm:1e-6 x:bf16[t,8]) w:bf16[8])"),
+        ("rms_norm_weight", Refuses("the weight is a vector along the last axis"), "(mul (rms_norm:1e-6 x:f32[t,8]) w:f32[t,8])"),
+        ("rms_norm_narrow_float32_weight", Fuses("rms_norm"), "(cast:bf16 (rms_norm:1e-6 (cast:f32 x:bf16[t,8]) w:f32[8]))"),
+        ("rms_norm_narrow_float32_weight", Refuses("the result has the operand's dtype"), "(cast:f16 (rms_norm:1e-6 (cast:f32 x:bf16[t,8]) w:f32[8]))"),
+        ("rms_norm_narrow_float32_weight", Refuses("the weight is float32"), "(cast:bf16 (rms_norm:1e-6 (cast:f32 x:bf16[t,8]) w:bf16[8]))"),
+        ("rms_norm_narrow", Fuses("rms_norm"), "(mul (cast:bf16 (rms_norm:1e-6 (cast:f32 x:bf16[t,8]))) w:bf16[8])"),
+        ("rms_norm_narrow", Refuses("the norm is rounded to the operand's dtype"), "(mul (cast:f16 (rms_norm:1e-6 (cast:f32 x:bf16[t,8]))) w:f16[8])"),
+        ("rms_norm_narrow", Refuses("the weight has the operand's dtype"), "(mul (cast:f16 (rms_norm:1e-6 (cast:f32 x:bf16[t,8]))) w:f16[8])"),
+        ("rms_norm_narrow", Refuses("the weight is a vector along the last axis"), "(mul (cast:bf16 (rms_norm:1e-6 (cast:f32 x:bf16[t,8]))) w:bf16[t,8])"),
+        ("rms_norm_narrow_weightless", Fuses("rms_norm"), "(cast:bf16 (rms_norm:1e-6 (cast:f32 x:bf16[t,8])))"),
+        ("rms_norm_narrow_weightless", Refuses("the result has the operand's dtype"), "(cast:f16 (rms_norm:1e-6 (cast:f32 x:bf16[t,8])))"),
+        ("add_rms_norm", Fuses("add_rms_norm"), "s = (add a:bf16[t,8] b:bf16[t,8]); (rms_norm:1e-6 s w:bf16[8]); s"),
+        ("add_rms_norm", Refuses("both addends have one type"), "(rms_norm:1e-6 (add a:bf16[t,8] b:bf16[8]) w:bf16[8])"),
+        ("add_rms_norm", Refuses("the weight is a vector along the last axis"), "(rms_norm:1e-6 (add a:bf16[t,1] b:bf16[t,8]) w:bf16[8])"),
+        ("add_rms_norm_weightless", Fuses("add_rms_norm"), "(rms_norm:1e-6 (add a:bf16[t,8] b:bf16[t,8]))"),
+        ("add_rms_norm_weightless", Refuses("both addends have one type"), "(rms_norm:1e-6 (add a:bf16[t,8] b:bf16[8]))"),
+        ("add_rms_norm_narrow", Fuses("add_rms_norm"), "s = (add (cast:f32 a:bf16[t,8]) (cast:f32 b:bf16[t,8])); (mul (cast:bf16 (rms_norm:1e-6 s)) w:bf16[8]); (cast:bf16 s)"),
+        ("add_rms_norm_narrow", Refuses("both addends have one type"), "(mul (cast:bf16 (rms_norm:1e-6 (add (cast:f32 a:bf16[t,8]) (cast:f32 b:f16[t,8])))) w:bf16[8])"),
+        ("add_rms_norm_narrow", Refuses("the norm is rounded to the addends' dtype"), "(mul (cast:f16 (rms_norm:1e-6 (add (cast:f32 a:bf16[t,8]) (cast:f32 b:bf16[t,8])))) w:f16[8])"),
+        ("add_rms_norm_narrow", Refuses("the weight has the addends' dtype"), "(mul (cast:f16 (rms_norm:1e-6 (add (cast:f32 a:bf16[t,8]) (cast:f32 b:bf16[t,8])))) w:f16[8])"),
+        ("add_rms_norm_narrow", Refuses("the weight is a vector along the last axis"), "(mul (cast:bf16 (rms_norm:1e-6 (add (cast:f32 a:bf16[t,8]) (cast:f32 b:bf16[t,8])))) w:bf16[t,8])"),
+        ("add_rms_norm_narrow_float32_weight", Fuses("add_rms_norm"), "(cast:bf16 (rms_norm:1e-6 (add (cast:f32 a:bf16[t,8]) (cast:f32 b:bf16[t,8])) w:f32[8]))"),
+        ("add_rms_norm_narrow_float32_weight", Refuses("both addends have one type"), "(cast:bf16 (rms_norm:1e-6 (add (cast:f32 a:bf16[t,8]) (cast:f32 b:f16[t,8])) w:f32[8]))"),
+        ("add_rms_norm_narrow_float32_weight", Refuses("the result has the addends' dtype"), "(cast:f16 (rms_norm:1e-6 (add (cast:f32 a:bf16[t,8]) (cast:f32 b:bf16[t,8])) w:f32[8]))"),
+        ("add_rms_norm_narrow_float32_weight", Refuses("the weight is float32"), "(cast:bf16 (rms_norm:1e-6 (add (cast:f32 a:bf16[t,8]) (cast:f32 b:bf16[t,8])) w:bf16[8]))"),
+        ("add_rms_norm_narrow_float32_weight", Refuses("the weight is a vector along the last axis"), "(cast:bf16 (rms_norm:1e-6 (add (cast:f32 a:bf16[t,1]) (cast:f32 b:bf16[t,8])) w:f32[8]))"),
+        ("add_rms_norm_narrow_weightless", Fuses("add_rms_norm"), "(cast:bf16 (rms_norm:1e-6 (add (cast:f32 a:bf16[t,8]) (cast:f32 b:bf16[t,8]))))"),
+        ("add_rms_norm_narrow_weightless", Refuses("both addends have one type"), "(cast:bf16 (rms_norm:1e-6 (add (cast:f32 a:bf16[t,8]) (cast:f32 b:f16[t,8]))))"),
+        ("add_rms_norm_narrow_weightless", Refuses("the result has the addends' dtype"), "(cast:f16 (rms_norm:1e-6 (add (cast:f32 a:bf16[t,8]) (cast:f32 b:bf16[t,8]))))"),
+    ];
+}

@@ -239,3 +239,32 @@ pub(super) const RULES: &[Rule] = &[
         right: |m| rest(m).map(|whole| Build::Class(whole).into()),
     },
 ];
+
+#[cfg(test)]
+pub(super) mod tests {
+    use crate::rules::notation::Case;
+    use crate::rules::notation::Expect::*;
+
+    #[rustfmt::skip]
+    pub const CASES: &[Case] = &[
+        ("rope_neox", Fuses("rope"), "c = (reshape:t,1,2 cc:bf16[t,2]); s = (reshape:t,1,2 ss:bf16[t,2]); x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:2:4 x); (concat:2 (sub (mul x1 c) (mul x2 s)) (add (mul x2 c) (mul x1 s)))"),
+        ("rope_neox", Refuses("x1 and x2 are the halves of a head's first elements"), "c = (reshape:t,1,2 cc:bf16[t,2]); s = (reshape:t,1,2 ss:bf16[t,2]); x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:1:3 x); (concat:2 (sub (mul x1 c) (mul x2 s)) (add (mul x2 c) (mul x1 s)))"),
+        ("rope_neox", Refuses("x1 and x2 are the halves of a head's first elements"), "c = (reshape:t,1,2 cc:bf16[t,2]); s = (reshape:t,1,2 ss:bf16[t,2]); x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:2:4 y:bf16[t,3,4]); (concat:2 (sub (mul x1 c) (mul x2 s)) (add (mul x2 c) (mul x1 s)))"),
+        ("rope_neox", Refuses("cos and sin are rows [t, r/2] for all heads"), "c = cc:bf16[t,1,2]; s = ss:bf16[t,1,2]; x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:2:4 x); (concat:2 (sub (mul x1 c) (mul x2 s)) (add (mul x2 c) (mul x1 s)))"),
+        ("rope_neox", Differs, "c = (reshape:t,1,2 cc:bf16[t,2]); s = (reshape:t,1,2 ss:bf16[t,2]); x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:2:4 x); (concat:2 (add (mul x1 c) (mul x2 s)) (sub (mul x2 c) (mul x1 s)))"),
+        ("rope_gptj", Fuses("rope"), "c = (reshape:t,1,2 cc:bf16[t,2]); s = (reshape:t,1,2 ss:bf16[t,2]); x1 = (slice:2:0:4:2 x:bf16[t,3,4]); x2 = (slice:2:1:4:2 x); (reshape:t,3,4 (concat:3 (reshape:t,3,2,1 (sub (mul x1 c) (mul x2 s))) (reshape:t,3,2,1 (add (mul x2 c) (mul x1 s)))))"),
+        ("rope_gptj", Refuses("x1 and x2 are a head's even and odd elements"), "c = (reshape:t,1,2 cc:bf16[t,2]); s = (reshape:t,1,2 ss:bf16[t,2]); x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:2:4 x); (reshape:t,3,4 (concat:3 (reshape:t,3,2,1 (sub (mul x1 c) (mul x2 s))) (reshape:t,3,2,1 (add (mul x2 c) (mul x1 s)))))"),
+        ("rope_gptj", Refuses("cos and sin are rows [t, r/2] for all heads"), "c = cc:bf16[t,1,2]; s = ss:bf16[t,1,2]; x1 = (slice:2:0:4:2 x:bf16[t,3,4]); x2 = (slice:2:1:4:2 x); (reshape:t,3,4 (concat:3 (reshape:t,3,2,1 (sub (mul x1 c) (mul x2 s))) (reshape:t,3,2,1 (add (mul x2 c) (mul x1 s)))))"),
+        ("rope_gptj", Refuses("y1 and y2 are interleaved on the last axis"), "c = (reshape:t,1,2 cc:bf16[t,2]); s = (reshape:t,1,2 ss:bf16[t,2]); x1 = (slice:2:0:4:2 x:bf16[t,3,4]); x2 = (slice:2:1:4:2 x); (reshape:t,3,4 (concat:3 (reshape:t,3,1,2 (sub (mul x1 c) (mul x2 s))) (reshape:t,3,1,2 (add (mul x2 c) (mul x1 s)))))"),
+        ("rope_rotate_half", Fuses("rope"), "c = (reshape:t,1,4 cc:bf16[t,4]); s = (reshape:t,1,4 ss:bf16[t,4]); x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:2:4 x); (add (mul x c) (mul (concat:2 (neg x2) x1) s))"),
+        ("rope_rotate_half", Fuses("rope"), "c = (reshape:1,1,t,4 cc:bf16[t,4]); s = (reshape:1,1,t,4 ss:bf16[t,4]); y = (transpose:0,2,1,3 (reshape:1,t,3,4 h:bf16[t,12])); x1 = (slice:3:0:2 y); x2 = (slice:3:2:4 y); (add (mul y c) (mul (concat:3 (neg x2) x1) s))"),
+        ("rope_rotate_half", Refuses("[-x2, x1] is x rotated by half"), "c = (reshape:t,1,4 cc:bf16[t,4]); s = (reshape:t,1,4 ss:bf16[t,4]); x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:2:4 x); (add (mul x c) (mul (concat:2 (neg x1) x2) s))"),
+        ("rope_rotate_half", Refuses("cos and sin are rows [t, r] for all heads"), "c = cc:bf16[t,3,4]; s = ss:bf16[t,3,4]; x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:2:4 x); (add (mul x c) (mul (concat:2 (neg x2) x1) s))"),
+        ("rope_rotate_half_partial", Fuses("rope"), "c = (reshape:t,1,4 cc:bf16[t,4]); s = (reshape:t,1,4 ss:bf16[t,4]); x1 = (slice:2:0:2 x:bf16[t,3,6]); x2 = (slice:2:2:4 x); p = (slice:2:0:4 x); (concat:2 (add (mul p c) (mul (concat:2 (neg x2) x1) s)) (slice:2:4:6 x))"),
+        ("rope_rotate_half_partial", Refuses("[-x2, x1] is x rotated by half"), "c = (reshape:t,1,4 cc:bf16[t,4]); s = (reshape:t,1,4 ss:bf16[t,4]); x1 = (slice:2:0:2 x:bf16[t,3,6]); x2 = (slice:2:2:4 x); p = (slice:2:0:4 x); (concat:2 (add (mul p c) (mul (concat:2 (neg x1) x2) s)) (slice:2:4:6 x))"),
+        ("rope_rotate_half_partial", Refuses("cos and sin are rows [t, r] for all heads"), "c = cc:bf16[t,3,4]; s = ss:bf16[t,3,4]; x1 = (slice:2:0:2 x:bf16[t,3,6]); x2 = (slice:2:2:4 x); p = (slice:2:0:4 x); (concat:2 (add (mul p c) (mul (concat:2 (neg x2) x1) s)) (slice:2:4:6 x))"),
+        ("rope_rotate_half_partial", Refuses("the rest of the head follows the rotated part"), "c = (reshape:t,1,4 cc:bf16[t,4]); s = (reshape:t,1,4 ss:bf16[t,4]); x1 = (slice:2:0:2 x:bf16[t,3,6]); x2 = (slice:2:2:4 x); p = (slice:2:0:4 x); (concat:2 (add (mul p c) (mul (concat:2 (neg x2) x1) s)) (slice:2:0:2 x))"),
+        ("rope_partial", Fuses("rope"), "r = (rope_neox:4 c:bf16[t,2] s:bf16[t,2] x:bf16[t,3,6]); (concat:2 (slice:2:0:4 r) (slice:2:4:6 x))"),
+        ("rope_partial", Refuses("the rest of the head follows the rotated part"), "r = (rope_neox:4 c:bf16[t,2] s:bf16[t,2] x:bf16[t,3,6]); (concat:2 (slice:2:0:4 r) (slice:2:4:6 y:bf16[t,3,6]))"),
+    ];
+}

@@ -54,3 +54,18 @@ pub(super) const RULES: &[Rule] = &[
         },
     },
 ];
+
+#[cfg(test)]
+pub(super) mod tests {
+    use crate::rules::notation::Case;
+    use crate::rules::notation::Expect::*;
+
+    #[rustfmt::skip]
+    pub const CASES: &[Case] = &[
+        ("transpose_twice", Fuses("input"), "(transpose:2,0,1 (transpose:1,2,0 x:f32[t,2,3]))"),
+        ("transpose_twice", Refuses("the second permutation undoes the first"), "(transpose:1,2,0 (transpose:1,2,0 x:f32[t,2,3]))"),
+        ("reshape_twice", Fuses("input"), "(reshape:t,6 (reshape:t,2,3 x:f32[t,6]))"),
+        ("reshape_twice", Fuses("reshape"), "(reshape:t,3,2 (reshape:t,2,3 x:f32[t,6]))"),
+        ("reshape_twice", Differs, "(reshape:t,6 x:f32[t,2,3])"),
+    ];
+}
