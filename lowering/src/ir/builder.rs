@@ -2,6 +2,7 @@
 //! Builds graphs in canonical form: equal nodes are one node, and movements that move nothing vanish.
 
 use super::graph::{Graph, Source, TensorType, Value};
+use super::infer::check_bounds;
 use super::{Binary, DType, Dim, Float, Op, Reduction, Scalar, Unary, infer, product};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -122,6 +123,7 @@ impl Builder {
     /// `x[start:stop:step]` along the axis; bounds are already inside the axis.
     pub fn slice(&mut self, x: Value, axis: usize, start: Dim, stop: Dim, step: i64) -> Built {
         let length = *self.shape(x).get(axis).ok_or("slice of a missing axis")?;
+        check_bounds(start, stop, length)?;
         if start == Dim::Fixed(0) && stop == length && step == 1 {
             return Ok(x);
         }

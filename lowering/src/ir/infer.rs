@@ -120,6 +120,7 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             if x.shape[*axis] != *length || *step < 1 {
                 return Err(format!("slice of {length} elements by {step} of {x}"));
             }
+            check_bounds(*start, *stop, *length)?;
             let size = slice_length(*start, *stop, *step)
                 .ok_or_else(|| format!("slice {start}:{stop}:{step} has no affine length"))?;
             let mut shape = x.shape;
@@ -346,6 +347,16 @@ fn check_indices(indices: &TensorType) -> Result<(), String> {
     match indices.dtype {
         DType::Int32 | DType::Int64 | DType::Uint32 => Ok(()),
         other => Err(format!("indices of dtype {other}")),
+    }
+}
+
+/// Refuses bounds that are known to lie outside the axis.
+pub(super) fn check_bounds(start: Dim, stop: Dim, length: Dim) -> Result<(), String> {
+    let negative = |bound: Dim| bound.fixed().is_some_and(|bound| bound < 0);
+    let beyond = length.checked_sub(stop).is_some_and(negative);
+    match negative(start) || negative(stop) || beyond {
+        true => Err(format!("slice {start}:{stop} of {length} elements")),
+        false => Ok(()),
     }
 }
 
