@@ -395,3 +395,60 @@ pub fn scalar_dtype(scalar: Scalar) -> DType {
         Scalar::Float(_) => DType::Float32,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Builder, Float};
+
+    fn of(dtype: DType, shape: &[i64]) -> TensorType {
+        TensorType {
+            dtype,
+            shape: shape.iter().copied().map(Dim::Fixed).collect(),
+        }
+    }
+
+    #[test]
+    fn slices_stay_inside_their_axis() {
+        let x = of(DType::Float32, &[4]);
+        let slice = |start: i64, stop: i64| Op::Slice {
+            axis: 0,
+            start: start.into(),
+            stop: stop.into(),
+            step: 1,
+            length: 4.into(),
+        };
+        assert!(infer(&slice(1, 4), &[&x]).unwrap().is_ok());
+        assert!(infer(&slice(1, 5), &[&x]).unwrap().is_err());
+        assert!(infer(&slice(-1, 4), &[&x]).unwrap().is_err());
+        assert_eq!(slice_length(0.into(), i64::MAX.into(), i64::MAX), None);
+    }
+
+    #[test]
+    fn a_slice_of_a_slice_does_not_reach_beyond_the_first() {
+        let mut builder = Builder::default();
+        let node = builder.node(Op::Input(0), &[], vec![of(DType::Float32, &[8])]);
+        let x = crate::ir::Value { node, output: 0 };
+        let first = builder.slice(x, 0, 0.into(), 2.into(), 1).unwrap();
+        assert!(builder.slice(first, 0, 0.into(), 4.into(), 1).is_err());
+    }
+
+    #[test]
+    fn norms_take_floats_with_an_axis() {
+        let norm = Op::RmsNorm {
+            eps: Float::new(1e-6),
+        };
+        let accepts = |x: TensorType| infer(&norm, &[&x]).unwrap().is_ok();
+        assert!(accepts(of(DType::Bfloat16, &[3, 8])));
+        assert!(!accepts(of(DType::Int64, &[3, 8])));
+        assert!(!accepts(of(DType::Float32, &[])));
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        assert!(of(DType::Float32, &[0, 1 << 40]).check_sizes().is_ok());
+        assert!(of(DType::Float32, &[-1]).check_sizes().is_err());
+        assert!(of(DType::Float32, &[i64::MAX]).check_sizes().is_err());
+        assert_eq!(Dim::Fixed(i64::MIN).checked_div(-1), None);
+    }
+}
