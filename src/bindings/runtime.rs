@@ -70,6 +70,13 @@ impl Runtime {
         Ok(self.runtime.reset_peak()?)
     }
 
+    /// Starts a count of the calls into MLX, or ends it; gives what was counted until now, as the
+    /// number of calls and the seconds inside MLX.
+    fn meter(&self, py: Python<'_>, on: bool) -> PyResult<(u64, f64)> {
+        let meter = py.detach(|| self.runtime.meter(on))?;
+        Ok((meter.calls, meter.time.as_secs_f64()))
+    }
+
     /// Copies a tensor to MLX.
     fn upload(&self, py: Python<'_>, tensor: &Bound<'_, PyAny>) -> PyResult<LazyTensor> {
         let host = dlpack::host(tensor)?;

@@ -8,7 +8,7 @@ use super::inputs::Input;
 use super::island::IslandRunner;
 use super::kv_cache::CacheSpec;
 use super::memory::{self, Limits, Usage};
-use super::mlx::{Array, Device};
+use super::mlx::{Array, Device, Meter};
 use super::model::Model;
 use super::owner::{Owner, State};
 use super::step::StepMetadata;
@@ -60,6 +60,11 @@ impl Runtime {
     /// Starts the peak counter anew.
     pub fn reset_peak(&self) -> Result<()> {
         memory::reset_peak()
+    }
+
+    /// Starts a count of the calls into MLX, or ends it; gives what was counted until now.
+    pub fn meter(&self, on: bool) -> Result<Meter> {
+        self.owner.call(move |state| Ok(state.mlx.meter(on)))
     }
 
     /// Copies a host tensor to MLX.

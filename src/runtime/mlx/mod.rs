@@ -14,7 +14,7 @@ mod stream;
 
 pub use array::{data_pointer, dtype, foreign_array, host_array, is_contiguous, scalar};
 pub use error::{MlxError, MlxResult};
-pub use stream::{Device, Mlx, dtype_code};
+pub use stream::{Device, Meter, Mlx, dtype_code};
 
 pub use mlx_rs::Array;
 

@@ -4,7 +4,9 @@
 use super::error::{install_handler, last_error};
 use super::{Array, MlxError, MlxResult};
 use lowering::ir::DType;
+use std::cell::Cell;
 use std::ffi::c_int;
+use std::time::{Duration, Instant};
 
 /// Where MLX computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +22,14 @@ pub enum Device {
 pub struct Mlx {
     stream: mlx_sys::mlx_stream,
     device: Device,
+    meter: Cell<Option<Meter>>,
+}
+
+/// Calls of functions that build arrays, and the time inside MLX that they took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meter {
+    pub calls: u64,
+    pub time: Duration,
 }
 
 impl Mlx {
@@ -54,12 +64,22 @@ impl Mlx {
         if stream.ctx.is_null() {
             return Err(last_error());
         }
-        Ok(Mlx { stream, device })
+        Ok(Mlx {
+            stream,
+            device,
+            meter: Cell::new(None),
+        })
     }
 
     /// The device of the stream.
     pub fn device(&self) -> Device {
         self.device
+    }
+
+    /// Starts a count of the calls into MLX, or ends it; gives what was counted until now.
+    pub fn meter(&self, on: bool) -> Meter {
+        let next = on.then(Meter::default);
+        self.meter.replace(next).unwrap_or_default()
     }
 
     /// Runs one function of MLX's C interface that stores a new array.
@@ -70,7 +90,15 @@ impl Mlx {
         let mut out = mlx_sys::mlx_array {
             ctx: std::ptr::null_mut(),
         };
-        if build(&mut out, self.stream) == 0 {
+        let start = self.meter.get().map(|_| Instant::now());
+        let status = build(&mut out, self.stream);
+        if let (Some(start), Some(meter)) = (start, self.meter.get()) {
+            self.meter.set(Some(Meter {
+                calls: meter.calls + 1,
+                time: meter.time + start.elapsed(),
+            }));
+        }
+        if status == 0 {
             // SAFETY: on success `out` owns a new array that nobody else frees.
             Ok(unsafe { Array::from_ptr(out) })
         } else {
