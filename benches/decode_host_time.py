@@ -108,8 +108,8 @@ def theirs(config: Qwen3Config, context: int) -> Callable[[], float]:
 def own_share(step: Callable[[], float], runtime: Any, rounds: int) -> tuple[list[float], int]:
     """Seconds of each of `rounds` steps outside MLX, and the calls into MLX of one step.
 
-    The runtime takes the time of each call into MLX; what that adds to the step (two readings of the
-    clock a call) counts as ours. Releasing arrays is MLX's work too and counts as ours as well.
+    The runtime takes the time of each call into MLX; what that adds to the step (two readings of
+    the clock a call) counts as ours. Releasing arrays is MLX's work too and counts as ours as well.
     """
     seconds, calls = [], 0
     for _ in range(rounds):
@@ -152,9 +152,7 @@ def main() -> None:
     own, calls = own_share(our_step, runtime, options.rounds)
     print(describe("own", own) + f"   outside the {calls} calls into MLX")
     whole, ours_alone = (statistics.median(t) / instructions * 1e6 for t in (our_times, own))
-    print(
-        f"{instructions} plan instructions: {whole:.2f} us each, of which {ours_alone:.2f} us outside MLX"
-    )
+    print(f"{instructions} plan instructions: {whole:.2f} us each, {ours_alone:.2f} us outside MLX")
 
 
 if __name__ == "__main__":
