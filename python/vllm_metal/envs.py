@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import vllm.envs
-
 
 def _switch(text: str) -> bool:
     if text not in ("0", "1"):
@@ -105,6 +103,8 @@ VARIABLES = (MEMORY_FRACTION, USE_MLX, DEVICE, BLOCK_SIZE, FALLBACK, DEBUG)
 
 def register() -> None:
     """Make the variables known to `vllm.envs`, which warns about VLLM_* names it does not know."""
+    import vllm.envs
+
     for variable in VARIABLES:
         vllm.envs.environment_variables[variable.name] = variable.text
 

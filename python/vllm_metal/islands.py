@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import torch
-from vllm.utils.torch_utils import LayerName
 
 
 def run_island(target: str, arguments: str, operands: list[Any]) -> list[torch.Tensor]:
@@ -42,6 +41,8 @@ def _decode(argument: Any, tensors: list[torch.Tensor]) -> Any:
         case "device":
             return torch.device(content)
         case "layer":
+            from vllm.utils.torch_utils import LayerName
+
             return LayerName(content)
         case "str":
             return content

@@ -13,12 +13,11 @@ from torch import nn
 from vllm.config import VllmConfig
 from vllm.forward_context import set_forward_context
 
-from vllm_metal.capture.document import document_bytes, graph_json
 from vllm_metal.capture.errors import CaptureError
-from vllm_metal.capture.graph import Node, live_nodes
 from vllm_metal.capture.layers import describe_layers, layer_parameters
-from vllm_metal.capture.symbols import TRACE_TOKENS
+from vllm_metal.capture.symbols import TOKEN_SYMBOL, TRACE_TOKENS
 from vllm_metal.capture.trace import Trace
+from vllm_metal.fx import Node, document_bytes, graph_json, live_nodes
 
 IrOps = Literal["whole", "decomposed"]
 
@@ -111,7 +110,8 @@ class _Capture:
         nodes = live_nodes(trace.nodes)
         check_no_burnt_size(nodes, self.trace_tokens)
         self._collect(nodes, {**originals, **trace.constants})
-        return graph_json(name, role, nodes, trace.names, frozenset(self.layers)), output
+        symbols = {TOKEN_SYMBOL: role}
+        return graph_json(name, symbols, nodes, trace.names, frozenset(self.layers)), output
 
     def _run_backbone(self, trace: Trace, tokens: torch.SymInt) -> Any:
         input_ids = trace.input("input_ids", (tokens,), torch.int32)

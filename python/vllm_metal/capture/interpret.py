@@ -9,8 +9,7 @@ import sympy
 import torch
 from vllm.utils.torch_utils import LayerName
 
-from vllm_metal.capture.document import FORMAT, VERSION
-from vllm_metal.capture.graph import GETITEM
+from vllm_metal.fx import FORMAT, GETITEM, VERSION
 
 
 class Interpreter:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from vllm.config import VllmConfig
 
-from vllm_metal.capture.encode import encode_float
+from vllm_metal.fx import encode_float
 
 
 def describe_layers(model: nn.Module, vllm_config: VllmConfig) -> dict[str, dict[str, Any]]:

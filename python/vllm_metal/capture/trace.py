@@ -27,8 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vllm_metal.capture import sources
 from vllm_metal.capture.errors import CaptureError, TokenCountGuardError
-from vllm_metal.capture.graph import GETITEM, Node, TensorType, ValueType
 from vllm_metal.capture.symbols import GuardFreeShapeEnv, SymbolNames, token_count
+from vllm_metal.fx import GETITEM, Node, TensorType, ValueType
 
 _aten = torch.ops.aten
 

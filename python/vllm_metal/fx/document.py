@@ -6,14 +6,14 @@ graph, keys are written in one order.
 """
 
 import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-import vllm
 
-from vllm_metal.capture.encode import encode_argument, encode_dtype, encode_type
-from vllm_metal.capture.graph import GETITEM, Node
-from vllm_metal.capture.symbols import TOKEN_SYMBOL, SymbolNames
+from vllm_metal.fx.encode import Sizes, encode_argument, encode_dtype, encode_type
+from vllm_metal.fx.graph import GETITEM, Node
 
 FORMAT = "vllm-metal/fx"
 VERSION = 1
@@ -32,7 +32,7 @@ def document_bytes(
         "version": VERSION,
         "architecture": architecture,
         "dtype": encode_dtype(dtype),
-        "producer": {"torch": torch.__version__.split("+")[0], "vllm": vllm.__version__},
+        "producer": {"torch": torch.__version__.split("+")[0], "vllm": _vllm_version()},
         "layers": layers,
         "aliases": aliases,
         "graphs": graphs,
@@ -41,22 +41,33 @@ def document_bytes(
 
 
 def graph_json(
-    name: str, role: str, nodes: list[Node], names: SymbolNames, layers: frozenset[str]
+    name: str,
+    symbols: Mapping[str, str],
+    nodes: list[Node],
+    sizes: Sizes,
+    layers: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
-    """One graph; ``role`` says what its symbol counts."""
+    """One graph; ``symbols`` maps the name of each to its role: what it counts."""
     return {
         "name": name,
-        "symbols": [{"name": TOKEN_SYMBOL, "role": role}],
-        "nodes": [_node_json(node, names, layers) for node in nodes],
+        "symbols": [{"name": symbol, "role": role} for symbol, role in symbols.items()],
+        "nodes": [_node_json(node, sizes, layers) for node in nodes],
     }
 
 
-def _node_json(node: Node, names: SymbolNames, layers: frozenset[str]) -> dict[str, Any]:
+def _vllm_version() -> str:
+    try:
+        return version("vllm")
+    except PackageNotFoundError:
+        return ""
+
+
+def _node_json(node: Node, sizes: Sizes, layers: frozenset[str]) -> dict[str, Any]:
     if node.op == "placeholder":
         path = {"path": node.path} if node.path else {}
         value = encode_type(node.type)
         return {"name": node.name, "op": node.op, "role": node.role, **path, "value": value}
-    args = encode_argument(node.args, names, layers)
+    args = encode_argument(node.args, sizes, layers)
     if node.op == "output":
         return {"name": node.name, "op": node.op, "args": args}
     return {
@@ -64,7 +75,7 @@ def _node_json(node: Node, names: SymbolNames, layers: frozenset[str]) -> dict[s
         "op": node.op,
         "target": GETITEM if node.target == GETITEM else str(node.target),
         "args": args,
-        "kwargs": {key: encode_argument(item, names, layers) for key, item in node.kwargs.items()},
+        "kwargs": {key: encode_argument(item, sizes, layers) for key, item in node.kwargs.items()},
         **_mutates(node),
         "value": encode_type(node.type),
         "module": node.module,

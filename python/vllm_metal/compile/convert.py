@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.fx graphs of ATen operators as nodes of an FX document."""
+
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from vllm_metal.compile.errors import CompileError
+from vllm_metal.compile.sizes import GraphSizes
+from vllm_metal.fx import GETITEM, Node, TensorType, ValueType, live_nodes
+
+_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+@dataclass(frozen=True)
+class TensorInput:
+    """A graph input that is a tensor: its name in the document, and where it stands in a call."""
+
+    name: str
+    position: int
+
+
+@dataclass(frozen=True)
+class SizeInput:
+    """A graph input that is a whole number: the expression it gives the value of."""
+
+    expression: sympy.Basic
+    position: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An output that the plan computes, by its place among the plan's outputs."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """An output that is a number computed from sizes."""
+
+    expression: sympy.Basic
+
+
+@dataclass(frozen=True)
+class Constant:
+    """An output that every call has: None or a number."""
+
+    value: Any
+
+
+Output = Tensor | Size | Constant
+
+
+@dataclass
+class Converted:
+    """A graph as a document's nodes, and how a call's arguments and results relate to them.
+
+    ``parameters`` and ``constants`` are the tensors that the document names: positions of the
+    arguments that stay the same, and tensors that the graph holds.
+    """
+
+    nodes: list[Node]
+    sizes: GraphSizes
+    tensors: list[TensorInput]
+    numbers: list[SizeInput]
+    parameters: dict[str, int]
+    constants: dict[str, torch.Tensor]
+    outputs: list[Output]
+
+
+def convert(graph_module: fx.GraphModule, parameters: Mapping[int, str]) -> Converted:
+    """The graph's nodes; ``parameters`` names the arguments, by position, that are weights.
+
+    Every node has its value under ``meta["val"]``, as make_fx and AOTAutograd leave it. Raises
+    CompileError, with its place, for a node that no document can hold.
+    """
+    return _Conversion(graph_module, parameters).run()
+
+
+class _Conversion:
+    def __init__(self, graph_module: fx.GraphModule, parameters: Mapping[int, str]) -> None:
+        self.module = graph_module
+        self.paths = parameters
+        self.nodes: dict[fx.Node, Node] = {}
+        self.calls: list[Node] = []
+        self.placeholders: list[Node] = []
+        self.result = Converted([], GraphSizes(_shape_env(graph_module)), [], [], {}, {}, [])
+
+    def run(self) -> Converted:
+        position = 0
+        for node in self.module.graph.nodes:
+            try:
+                if node.op == "placeholder":
+                    self._placeholder(node, position)
+                    position += 1
+                elif node.op == "get_attr":
+                    self._attribute(node)
+                elif node.op == "output":
+                    self._output(node)
+                else:
+                    self._call(node)
+            except ValueError as error:
+                raise CompileError(f"{place_of(node)}: {error}") from error
+        self.result.nodes = live_nodes(self.placeholders + self.calls)
+        return self.result
+
+    def _placeholder(self, node: fx.Node, position: int) -> None:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            path = self.paths.get(position)
+            if path is None:
+                self.result.tensors.append(TensorInput(node.name, position))
+                self._leaf(node, Node(node.name, "placeholder", role="input"), value)
+            else:
+                self.result.parameters[path] = position
+                self._leaf(node, Node(node.name, "placeholder", role="parameter", path=path), value)
+        elif isinstance(value, _SYMBOLIC):
+            expression = self.result.sizes.expression(value)
+            self.result.numbers.append(SizeInput(expression, position))
+
+    def _attribute(self, node: fx.Node) -> None:
+        value: Any = self.module
+        for name in str(node.target).split("."):
+            value = getattr(value, name)
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"a graph that holds a {type(value).__name__}")
+        path = f"constants.{len(self.result.constants)}"
+        self.result.constants[path] = value
+        self._leaf(node, Node(node.name, "placeholder", role="buffer", path=path), value)
+
+    def _leaf(self, node: fx.Node, made: Node, value: torch.Tensor) -> None:
+        made.type = self._type(value)
+        self.placeholders.append(made)
+        self.nodes[node] = made
+
+    def _call(self, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        if isinstance(value, _SYMBOLIC):
+            return  # stands as an expression wherever it is used
+        if node.target is operator.getitem:
+            target: Any = GETITEM
+        elif isinstance(node.target, torch._ops.OpOverload):
+            target = node.target
+        else:
+            raise ValueError(f"{node.target} is no ATen operator")
+        made = Node(
+            node.name,
+            "call",
+            target=target,
+            args=self._arguments(node.args),
+            kwargs=self._arguments(node.kwargs),
+            type=self._type(value),
+            module=_module_of(node),
+            source=_source_of(node),
+        )
+        self.calls.append(made)
+        self.nodes[node] = made
+
+    def _output(self, node: fx.Node) -> None:
+        tensors: list[Node] = []
+        for item in pytree.tree_leaves(node.args):
+            value = item.meta.get("val") if isinstance(item, fx.Node) else item
+            if isinstance(value, torch.Tensor):
+                self.result.outputs.append(Tensor(len(tensors)))
+                tensors.append(self.nodes[item])
+            elif isinstance(value, _SYMBOLIC):
+                self.result.outputs.append(Size(self.result.sizes.expression(value)))
+            else:
+                self.result.outputs.append(Constant(value))
+        self.calls.append(Node("output", "output", args=tuple(tensors)))
+
+    def _arguments(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            known = value.meta.get("val")
+            if value in self.nodes:
+                return self.nodes[value]
+            if isinstance(known, torch.SymInt):
+                return known
+            if isinstance(known, torch.SymFloat):
+                # A guard on the number: another one compiles again.
+                return float(known)
+            if isinstance(known, torch.SymBool):
+                return bool(known)
+            return known
+        if isinstance(value, (list, tuple)):
+            return [self._arguments(item) for item in value]
+        if isinstance(value, slice):
+            raise ValueError("a slice as an argument")
+        if isinstance(value, Mapping):
+            return {name: self._arguments(item) for name, item in value.items()}
+        return value
+
+    def _type(self, value: Any) -> ValueType:
+        if value is None:
+            return None
+        if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided:
+                raise ValueError(f"a tensor of layout {value.layout}")
+            shape = tuple(self.result.sizes.dimension(size) for size in value.shape)
+            return TensorType(value.dtype, shape, value.device, value)
+        if isinstance(value, (list, tuple)):
+            return tuple(self._type(item) for item in value)
+        raise ValueError(f"a result of type {type(value).__name__}")
+
+
+def place_of(node: fx.Node) -> str:
+    """For messages: the node, its operator, module and line."""
+    where = ", ".join(
+        text for text in (str(node.target), _module_of(node), _source_of(node)) if text
+    )
+    return f"{node.name} ({where})"
+
+
+def _shape_env(graph_module: fx.GraphModule) -> Any:
+    for node in graph_module.graph.nodes:
+        for value in pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(value, _SYMBOLIC):
+                return value.node.shape_env
+            if isinstance(value, torch.Tensor):
+                for size in value.shape:
+                    if isinstance(size, torch.SymInt):
+                        return size.node.shape_env
+    return None
+
+
+def _module_of(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = list(stack.values())[-1][0]
+    path = re.sub(r"^L\['self'\]\.?|^L__self___?", "", str(path))
+    return re.sub(r"\._modules\['([^']*)'\]|\['([^']*)'\]", r".\1\2", path).strip(".")
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def _source_of(node: fx.Node) -> str:
+    """The innermost line that is not torch's own."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [frame for frame in frames if "/torch/" not in frame[0]] or frames
+    if not own:
+        return ""
+    path, line = own[-1]
+    return f"{path.rpartition('/site-packages/')[2]}:{line}"
