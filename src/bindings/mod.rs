@@ -26,7 +26,7 @@ mod _core {
         file_tensor::FileTensor,
         metadata::AttentionMetadata,
         model::Model,
-        plan::{Plan, lower},
+        plan::{Plan, claimed_targets, lower},
         runtime::Runtime,
         tensor::LazyTensor,
     };

@@ -36,6 +36,12 @@ pub fn lower(
     })
 }
 
+/// Every FX target that has a lowering, sorted; see `lowering::import::claimed_targets`.
+#[pyfunction]
+pub fn claimed_targets() -> Vec<&'static str> {
+    ::lowering::import::claimed_targets()
+}
+
 fn parse(given: Option<&Bound<'_, PyDict>>) -> PyResult<Options> {
     let mut options = Options::default();
     for (name, value) in given.into_iter().flatten() {

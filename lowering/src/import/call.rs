@@ -45,6 +45,15 @@ impl Call<'_> {
         &self.node.target
     }
 
+    /// The argument that an in-place call writes to.
+    pub fn first(&self) -> Result<&Item, String> {
+        let keyword = || self.kwargs.iter().find(|(name, _)| *name == "self");
+        self.args
+            .first()
+            .or_else(|| Some(&keyword()?.1))
+            .ok_or_else(|| "it has no argument".into())
+    }
+
     /// The arguments in the order of the schema's names; a missing one is [`Item::None`], and one
     /// that the schema does not name is an error.
     pub fn bind<const N: usize>(&self, names: [&str; N]) -> Result<[Item; N], String> {

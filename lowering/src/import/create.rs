@@ -2,59 +2,69 @@
 //! Constants and ranges.
 
 use super::call::{Call, Item};
+use super::dispatch::Claims;
 use super::graph::Importer;
 use crate::ir::{Dim, Op, Scalar, TensorType, Value};
 
-/// Lowers the call if it is one of this family.
-pub fn lower(importer: &mut Importer, call: &Call) -> Option<Result<Item, String>> {
-    let name = call.target().strip_prefix("aten.")?;
-    let (name, _) = name.split_once('.').unwrap_or((name, ""));
-    Some(match name {
-        // What is never written before it is read may hold anything: zeros are as good.
-        "empty" | "zeros" => call
-            .bind(["size", "dtype"])
-            .and_then(|[size, _]| full(importer, call, &size, Scalar::Int(0))),
-        "ones" => call
-            .bind(["size", "dtype"])
-            .and_then(|[size, _]| full(importer, call, &size, Scalar::Int(1))),
-        "full" => call
-            .bind(["size", "fill_value", "dtype"])
-            .and_then(|[size, value, _]| full(importer, call, &size, value.scalar()?)),
-        "empty_like" | "zeros_like" => like(importer, call, Scalar::Int(0)),
-        "ones_like" => like(importer, call, Scalar::Int(1)),
-        "full_like" => call
-            .bind(["self", "fill_value", "dtype"])
-            .and_then(|[x, value, _]| {
-                let x = importer.value(&x)?;
-                let shape = importer.builder.shape(x).to_vec();
-                build(importer, call, shape, value.scalar()?)
-            }),
-        "new_empty" | "new_zeros" => call
-            .bind(["self", "size", "dtype"])
-            .and_then(|[_, size, _]| full(importer, call, &size, Scalar::Int(0))),
-        "new_ones" => call
-            .bind(["self", "size", "dtype"])
-            .and_then(|[_, size, _]| full(importer, call, &size, Scalar::Int(1))),
-        "new_full" => call
-            .bind(["self", "size", "fill_value", "dtype"])
-            .and_then(|[_, size, value, _]| full(importer, call, &size, value.scalar()?)),
-        "scalar_tensor" => call
-            .bind(["s", "dtype"])
-            .and_then(|[value, _]| build(importer, call, vec![], value.scalar()?)),
-        "arange" => arange(importer, call),
-        _ => return None,
-    })
+/// Operators of this family.
+pub const CLAIMS: Claims = &[
+    // What is never written before it is read may hold anything: zeros are as good.
+    ("aten.empty.memory_format", |i, call| constant(i, call, 0)),
+    ("aten.empty_strided.default", |i, call| constant(i, call, 0)),
+    ("aten.zeros.default", |i, call| constant(i, call, 0)),
+    ("aten.ones.default", |i, call| constant(i, call, 1)),
+    ("aten.empty_like.default", |i, call| like(i, call, 0)),
+    ("aten.zeros_like.default", |i, call| like(i, call, 0)),
+    ("aten.ones_like.default", |i, call| like(i, call, 1)),
+    ("aten.new_empty.default", |i, call| new(i, call, 0)),
+    ("aten.new_zeros.default", |i, call| new(i, call, 0)),
+    ("aten.new_ones.default", |i, call| new(i, call, 1)),
+    ("aten.full.default", full),
+    ("aten.full_like.default", full_like),
+    ("aten.new_full.default", new_full),
+    ("aten.scalar_tensor.default", scalar_tensor),
+    ("aten.arange.default", arange),
+    ("aten.arange.start", arange),
+    ("aten.arange.start_step", arange),
+];
+
+fn constant(importer: &mut Importer, call: &Call, value: i64) -> Result<Item, String> {
+    let [size, _, _] = call.bind(["size", "stride", "dtype"])?;
+    build(importer, call, size.dims()?, Scalar::Int(value))
 }
 
-fn full(importer: &mut Importer, call: &Call, size: &Item, value: Scalar) -> Result<Item, String> {
-    build(importer, call, size.dims()?, value)
-}
-
-fn like(importer: &mut Importer, call: &Call, value: Scalar) -> Result<Item, String> {
+fn like(importer: &mut Importer, call: &Call, value: i64) -> Result<Item, String> {
     let [x, _] = call.bind(["self", "dtype"])?;
     let x = importer.value(&x)?;
     let shape = importer.builder.shape(x).to_vec();
-    build(importer, call, shape, value)
+    build(importer, call, shape, Scalar::Int(value))
+}
+
+fn new(importer: &mut Importer, call: &Call, value: i64) -> Result<Item, String> {
+    let [_, size, _] = call.bind(["self", "size", "dtype"])?;
+    build(importer, call, size.dims()?, Scalar::Int(value))
+}
+
+fn full(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [size, value, _] = call.bind(["size", "fill_value", "dtype"])?;
+    build(importer, call, size.dims()?, value.scalar()?)
+}
+
+fn full_like(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, value, _] = call.bind(["self", "fill_value", "dtype"])?;
+    let x = importer.value(&x)?;
+    let shape = importer.builder.shape(x).to_vec();
+    build(importer, call, shape, value.scalar()?)
+}
+
+fn new_full(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [_, size, value, _] = call.bind(["self", "size", "fill_value", "dtype"])?;
+    build(importer, call, size.dims()?, value.scalar()?)
+}
+
+fn scalar_tensor(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [value, _] = call.bind(["s", "dtype"])?;
+    build(importer, call, vec![], value.scalar()?)
 }
 
 fn build(

@@ -4,7 +4,6 @@
 use super::call::{Call, Item};
 use super::document::{Arg, FxDim, FxGraph, FxNode, FxValue, NodeOp, Role, parse_dtype};
 use super::storage::{Storages, Tensor};
-use super::{create, index, pointwise, product, reduce, shape, vllm};
 use crate::error::{Error, Result};
 use crate::ir::{Builder, Dim, Graph, Op, Source, TensorType, Value, verify};
 use crate::lower::Options;
@@ -263,25 +262,6 @@ fn resolve(importer: &Importer, arg: &Arg, known: &HashMap<&str, Item>) -> Resul
 }
 
 impl Importer<'_> {
-    /// Lowers a call, or says why it cannot.
-    fn lower(&mut self, call: &Call) -> Result<Item, String> {
-        let families = [
-            shape::lower,
-            pointwise::lower,
-            product::lower,
-            reduce::lower,
-            index::lower,
-            create::lower,
-            vllm::lower,
-        ];
-        for family in families {
-            if let Some(result) = family(self, call) {
-                return result;
-            }
-        }
-        Err("no lowering is registered for it".into())
-    }
-
     /// The value of a tensor argument.
     pub fn value(&mut self, item: &Item) -> Result<Value, String> {
         match item {

@@ -2,20 +2,23 @@
 //! Gathers and scatters.
 
 use super::call::{Call, Item};
+use super::dispatch::Claims;
 use super::graph::Importer;
 use crate::ir::{DType, Op, Value};
 
-/// Lowers the call if it is one of this family.
-pub fn lower(importer: &mut Importer, call: &Call) -> Option<Result<Item, String>> {
-    Some(match call.target() {
-        "aten.embedding.default" => embedding(importer, call),
-        "aten.index_select.default" => index_select(importer, call),
-        "aten.index.Tensor" => index(importer, call),
-        "aten.gather.default" => gather(importer, call),
-        "aten.scatter.src" | "aten.scatter.value" => scatter(importer, call),
-        _ => return None,
-    })
-}
+/// Operators of this family.
+pub const CLAIMS: Claims = &[
+    ("aten.embedding.default", embedding),
+    ("aten.index_select.default", index_select),
+    ("aten.index.Tensor", index),
+    ("aten.gather.default", gather),
+];
+
+/// Those that have an in-place form.
+pub const WITH_IN_PLACE: Claims = &[
+    ("aten.scatter.src", scatter),
+    ("aten.scatter.value", scatter),
+];
 
 /// Indices in a dtype that the runtime gathers by.
 fn indices(importer: &mut Importer, item: &Item) -> Result<Value, String> {

@@ -4,16 +4,19 @@
 
 mod call;
 mod create;
+mod dispatch;
 mod document;
 mod graph;
 mod index;
 mod pointwise;
 mod product;
+mod promote;
 mod reduce;
 mod shape;
 mod storage;
 mod vllm;
 
+pub use dispatch::claimed_targets;
 pub use document::{Arg, Document, FORMAT, FxGraph, FxNode, FxValue, NodeOp, VERSION};
 pub use graph::{Fallback, ImportedGraph};
 

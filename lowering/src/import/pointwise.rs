@@ -1,141 +1,155 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pointwise operators and casts, with PyTorch's type promotion made explicit.
+//! Pointwise operators and casts.
 
 use super::call::{Call, Item};
+use super::dispatch::Claims;
 use super::graph::Importer;
-use crate::ir::{Binary, DType, Float, Op, Scalar, Unary, Value};
+use super::promote::{Operand, arithmetic, binary_value, operand, select};
+use crate::ir::{Binary, Float, Op, Scalar, Unary, Value};
 
-type Lowered = Option<Result<Item, String>>;
-
-/// Lowers the call if it is one of this family.
-pub fn lower(importer: &mut Importer, call: &Call) -> Lowered {
-    let target = call.target();
-    if let Some(name) = target.strip_prefix("aten.") {
-        let (name, overload) = name.split_once('.').unwrap_or((name, ""));
-        let (name, in_place) = match name.strip_suffix('_') {
-            Some(plain) if !plain.ends_with('_') => (plain, true),
-            _ => (name, false),
-        };
-        if let Some(function) = unary_function(name) {
-            return Some(unary(importer, call, function, in_place));
-        }
-        if let Some(function) = binary_function(name, overload) {
-            return Some(binary(importer, call, function, in_place));
-        }
-        return Some(match name {
-            "_to_copy" | "to" => to_copy(importer, call),
-            "copy" => copy(importer, call),
-            "where" => where_(importer, call),
-            "clamp" | "clamp_min" | "clamp_max" => clamp(importer, call, name),
-            "rsub" => rsub(importer, call),
-            "fill" | "zero" if in_place => fill(importer, call),
-            "masked_fill" => masked_fill(importer, call, in_place),
-            "gelu" => gelu(importer, call),
-            "div" => div(importer, call),
-            "addcmul" => addcmul(importer, call),
-            "leaky_relu" => leaky_relu(importer, call),
-            "hardtanh" => hardtanh(importer, call),
-            _ => return None,
-        });
-    }
-    None
+/// Claims whose lowering is one function of the IR.
+macro_rules! functions {
+    ($lower:ident, $kind:ident: $($target:literal => $function:ident,)*) => {
+        &[$(($target, |importer, call| $lower(importer, call, $kind::$function))),*]
+    };
 }
 
-fn unary_function(name: &str) -> Option<Unary> {
-    Some(match name {
-        "neg" => Unary::Neg,
-        "abs" => Unary::Abs,
-        "sign" | "sgn" => Unary::Sign,
-        "square" => Unary::Square,
-        "sqrt" => Unary::Sqrt,
-        "rsqrt" => Unary::Rsqrt,
-        "reciprocal" => Unary::Reciprocal,
-        "exp" => Unary::Exp,
-        "expm1" => Unary::Expm1,
-        "log" => Unary::Log,
-        "log1p" => Unary::Log1p,
-        "log2" => Unary::Log2,
-        "sin" => Unary::Sin,
-        "cos" => Unary::Cos,
-        "tan" => Unary::Tan,
-        "sinh" => Unary::Sinh,
-        "cosh" => Unary::Cosh,
-        "tanh" => Unary::Tanh,
-        "asin" => Unary::Arcsin,
-        "acos" => Unary::Arccos,
-        "atan" => Unary::Arctan,
-        "erf" => Unary::Erf,
-        "erfinv" => Unary::Erfinv,
-        "floor" => Unary::Floor,
-        "ceil" => Unary::Ceil,
-        "round" => Unary::Round,
-        "sigmoid" => Unary::Sigmoid,
-        "silu" => Unary::Silu,
-        "relu" => Unary::Relu,
-        "logical_not" => Unary::LogicalNot,
-        "bitwise_not" => Unary::BitwiseNot,
-        "isnan" => Unary::Isnan,
-        "isinf" => Unary::Isinf,
-        _ => return None,
-    })
-}
+/// Functions of one operand.
+pub const UNARY: Claims = functions! { unary, Unary:
+    "aten.neg.default" => Neg,
+    "aten.abs.default" => Abs,
+    "aten.sign.default" => Sign,
+    "aten.sgn.default" => Sign,
+    "aten.square.default" => Square,
+    "aten.sqrt.default" => Sqrt,
+    "aten.rsqrt.default" => Rsqrt,
+    "aten.reciprocal.default" => Reciprocal,
+    "aten.exp.default" => Exp,
+    "aten.expm1.default" => Expm1,
+    "aten.log.default" => Log,
+    "aten.log1p.default" => Log1p,
+    "aten.log2.default" => Log2,
+    "aten.sin.default" => Sin,
+    "aten.cos.default" => Cos,
+    "aten.tan.default" => Tan,
+    "aten.sinh.default" => Sinh,
+    "aten.cosh.default" => Cosh,
+    "aten.tanh.default" => Tanh,
+    "aten.asin.default" => Arcsin,
+    "aten.acos.default" => Arccos,
+    "aten.atan.default" => Arctan,
+    "aten.erf.default" => Erf,
+    "aten.erfinv.default" => Erfinv,
+    "aten.floor.default" => Floor,
+    "aten.ceil.default" => Ceil,
+    "aten.round.default" => Round,
+    "aten.sigmoid.default" => Sigmoid,
+    "aten.silu.default" => Silu,
+    "aten.relu.default" => Relu,
+    "aten.logical_not.default" => LogicalNot,
+    "aten.bitwise_not.default" => BitwiseNot,
+};
 
-fn binary_function(name: &str, overload: &str) -> Option<Binary> {
-    Some(match (name, overload) {
-        ("add", _) => Binary::Add,
-        ("sub", _) => Binary::Sub,
-        ("mul", _) => Binary::Mul,
-        ("div", "Tensor" | "Scalar") | ("true_divide", _) => Binary::Div,
-        ("floor_divide", _) => Binary::FloorDivide,
-        ("remainder", _) => Binary::Remainder,
-        ("pow", _) => Binary::Pow,
-        ("maximum", _) => Binary::Maximum,
-        ("minimum", _) => Binary::Minimum,
-        ("eq", _) => Binary::Equal,
-        ("ne", _) => Binary::NotEqual,
-        ("lt", _) => Binary::Less,
-        ("le", _) => Binary::LessEqual,
-        ("gt", _) => Binary::Greater,
-        ("ge", _) => Binary::GreaterEqual,
-        ("logical_and", _) => Binary::LogicalAnd,
-        ("logical_or", _) => Binary::LogicalOr,
-        ("logical_xor", _) => Binary::LogicalXor,
-        ("bitwise_and", _) | ("__and__", _) => Binary::BitwiseAnd,
-        ("bitwise_or", _) | ("__or__", _) => Binary::BitwiseOr,
-        ("bitwise_xor", _) | ("__xor__", _) => Binary::BitwiseXor,
-        ("bitwise_left_shift", _) | ("__lshift__", _) => Binary::LeftShift,
-        ("bitwise_right_shift", _) | ("__rshift__", _) => Binary::RightShift,
-        ("atan2", _) => Binary::Arctan2,
-        _ => return None,
-    })
-}
+/// Functions of two operands.
+pub const BINARY: Claims = functions! { binary, Binary:
+    "aten.add.Tensor" => Add,
+    "aten.add.Scalar" => Add,
+    "aten.sub.Tensor" => Sub,
+    "aten.sub.Scalar" => Sub,
+    "aten.mul.Tensor" => Mul,
+    "aten.mul.Scalar" => Mul,
+    "aten.div.Tensor" => Div,
+    "aten.div.Scalar" => Div,
+    "aten.true_divide.Tensor" => Div,
+    "aten.remainder.Tensor" => Remainder,
+    "aten.remainder.Scalar" => Remainder,
+    "aten.eq.Tensor" => Equal,
+    "aten.eq.Scalar" => Equal,
+    "aten.ne.Tensor" => NotEqual,
+    "aten.ne.Scalar" => NotEqual,
+    "aten.lt.Tensor" => Less,
+    "aten.lt.Scalar" => Less,
+    "aten.le.Tensor" => LessEqual,
+    "aten.le.Scalar" => LessEqual,
+    "aten.gt.Tensor" => Greater,
+    "aten.gt.Scalar" => Greater,
+    "aten.ge.Tensor" => GreaterEqual,
+    "aten.ge.Scalar" => GreaterEqual,
+    "aten.logical_and.default" => LogicalAnd,
+    "aten.logical_or.default" => LogicalOr,
+    "aten.logical_xor.default" => LogicalXor,
+    "aten.bitwise_and.Tensor" => BitwiseAnd,
+    "aten.bitwise_and.Scalar" => BitwiseAnd,
+    "aten.bitwise_or.Tensor" => BitwiseOr,
+    "aten.bitwise_or.Scalar" => BitwiseOr,
+    "aten.bitwise_xor.Tensor" => BitwiseXor,
+    "aten.bitwise_xor.Scalar" => BitwiseXor,
+    "aten.bitwise_left_shift.Tensor" => LeftShift,
+    "aten.bitwise_left_shift.Tensor_Scalar" => LeftShift,
+    "aten.bitwise_right_shift.Tensor" => RightShift,
+    "aten.bitwise_right_shift.Tensor_Scalar" => RightShift,
+    "aten.atan2.default" => Arctan2,
+};
 
-/// Stores the result in the first argument for an in-place call, else yields it.
-fn finish(
-    importer: &mut Importer,
-    target: &Item,
-    value: Value,
-    in_place: bool,
-) -> Result<Item, String> {
-    if !in_place {
-        return Ok(importer.fresh(value));
-    }
-    let old = importer.value(target)?;
-    let (dtype, shape) = (
-        importer.builder.dtype(old),
-        importer.builder.shape(old).to_vec(),
-    );
-    let value = importer.builder.cast(value, dtype)?;
-    let value = importer.builder.broadcast(value, shape)?;
-    importer.write(target, value)
-}
+/// Those whose in-place forms have overloads of other names, and those without one.
+pub const BINARY_ONLY: Claims = functions! { binary, Binary:
+    "aten.floor_divide.default" => FloorDivide,
+    "aten.floor_divide.Scalar" => FloorDivide,
+    "aten.maximum.default" => Maximum,
+    "aten.minimum.default" => Minimum,
+    "aten.pow.Scalar" => Pow,
+    "aten.pow.Tensor_Scalar" => Pow,
+    "aten.pow.Tensor_Tensor" => Pow,
+};
 
-fn unary(
-    importer: &mut Importer,
-    call: &Call,
-    function: Unary,
-    in_place: bool,
-) -> Result<Item, String> {
+/// In-place forms of [`BINARY_ONLY`].
+pub const IN_PLACE: Claims = functions! { binary, Binary:
+    "aten.floor_divide_.Scalar" => FloorDivide,
+    "aten.floor_divide_.Tensor" => FloorDivide,
+    "aten.pow_.Scalar" => Pow,
+    "aten.pow_.Tensor" => Pow,
+};
+
+/// Others that have an in-place form.
+pub const WITH_IN_PLACE: Claims = &[
+    ("aten.copy.default", copy),
+    ("aten.clamp.default", clamp),
+    ("aten.clamp.Tensor", clamp),
+    ("aten.clamp_min.default", clamp_min),
+    ("aten.clamp_min.Tensor", clamp_min),
+    ("aten.clamp_max.default", clamp_max),
+    ("aten.clamp_max.Tensor", clamp_max),
+    ("aten.fill.Scalar", fill),
+    ("aten.fill.Tensor", fill),
+    ("aten.zero.default", fill),
+    ("aten.masked_fill.Scalar", masked_fill),
+    ("aten.masked_fill.Tensor", masked_fill),
+    ("aten.gelu.default", gelu),
+    ("aten.div.Tensor_mode", div),
+    ("aten.div.Scalar_mode", div),
+    ("aten.addcmul.default", addcmul),
+    ("aten.leaky_relu.default", leaky_relu),
+    ("aten.hardtanh.default", hardtanh),
+];
+
+/// Those without.
+pub const CLAIMS: Claims = &[
+    ("aten._to_copy.default", to_copy),
+    ("aten.where.self", where_),
+    ("aten.where.ScalarSelf", where_),
+    ("aten.where.ScalarOther", where_),
+    ("aten.where.Scalar", where_),
+    ("aten.rsub.Tensor", rsub),
+    ("aten.rsub.Scalar", rsub),
+    ("aten.isnan.default", |importer, call| {
+        unary(importer, call, Unary::Isnan)
+    }),
+    ("aten.isinf.default", |importer, call| {
+        unary(importer, call, Unary::Isinf)
+    }),
+];
+
+fn unary(importer: &mut Importer, call: &Call, function: Unary) -> Result<Item, String> {
     let [x] = call.bind(["self"])?;
     let mut value = importer.value(&x)?;
     // Whole numbers become floats first where the function's result is one.
@@ -144,132 +158,10 @@ fn unary(
         value = importer.builder.cast(value, dtype)?;
     }
     let result = importer.builder.unary(function, value)?;
-    finish(importer, &x, result, in_place)
+    Ok(importer.fresh(result))
 }
 
-/// A tensor or a Python number as an operand.
-enum Operand {
-    Tensor(Value),
-    Number(Scalar),
-}
-
-fn operand(importer: &mut Importer, item: &Item) -> Result<Operand, String> {
-    match item {
-        Item::Tensor(_) => importer.value(item).map(Operand::Tensor),
-        other => other.scalar().map(Operand::Number),
-    }
-}
-
-/// Order of the categories in type promotion: boolean, whole, floating.
-fn category(dtype: DType) -> u8 {
-    match dtype {
-        DType::Bool => 0,
-        dtype if dtype.is_float() => 2,
-        _ => 1,
-    }
-}
-
-/// The common dtype of two tensor operands (`torch.result_type`): a tensor with axes outranks one
-/// without, and any tensor outranks a Python number, unless the lower one's category is higher.
-fn promote(importer: &Importer, operands: &[Operand]) -> Result<DType, String> {
-    let mut best: [Option<DType>; 3] = [None; 3];
-    for operand in operands {
-        let (rank, dtype) = match operand {
-            Operand::Tensor(value) => {
-                let full = !importer.builder.shape(*value).is_empty();
-                (usize::from(!full), importer.builder.dtype(*value))
-            }
-            Operand::Number(Scalar::Bool(_)) => (2, DType::Bool),
-            Operand::Number(Scalar::Float(_)) => (2, DType::Float32),
-            Operand::Number(_) => (2, DType::Int64),
-        };
-        best[rank] = Some(match best[rank] {
-            None => dtype,
-            Some(other) => common(other, dtype),
-        });
-    }
-    let mut result: Option<DType> = None;
-    for dtype in best.into_iter().flatten() {
-        result = match result {
-            Some(stronger) if category(stronger) >= category(dtype) => Some(stronger),
-            _ => Some(dtype),
-        };
-    }
-    result.ok_or_else(|| "no operands".into())
-}
-
-/// The smallest dtype that both convert to.
-fn common(a: DType, b: DType) -> DType {
-    use DType::*;
-    match (a, b) {
-        (a, b) if a == b => a,
-        (a, b) if category(a) != category(b) => {
-            if category(a) > category(b) {
-                a
-            } else {
-                b
-            }
-        }
-        (Float16, Bfloat16) | (Bfloat16, Float16) => Float32,
-        (Uint8, Int8) | (Int8, Uint8) => Int16,
-        (a, b) => {
-            if a.size() >= b.size() {
-                a
-            } else {
-                b
-            }
-        }
-    }
-}
-
-/// Whether a half-precision dtype holds the number exactly.
-fn holds(dtype: DType, value: f64) -> bool {
-    match dtype {
-        DType::Float16 => half::f16::from_f64(value).to_f64() == value || value.is_nan(),
-        DType::Bfloat16 => half::bf16::from_f64(value).to_f64() == value || value.is_nan(),
-        _ => true,
-    }
-}
-
-fn materialise(importer: &mut Importer, operand: &Operand, dtype: DType) -> Result<Value, String> {
-    match operand {
-        Operand::Tensor(value) => importer.builder.cast(*value, dtype),
-        Operand::Number(scalar) => Ok(importer.builder.scalar(*scalar, dtype)),
-    }
-}
-
-/// `f(a, b)` in PyTorch's arithmetic. A number that a half-precision dtype cannot hold makes the
-/// operation float32, rounded once, as PyTorch computes it.
-fn arithmetic(
-    importer: &mut Importer,
-    function: Binary,
-    operands: [Operand; 2],
-    result: DType,
-) -> Result<Value, String> {
-    let promoted = promote(importer, &operands)?;
-    let mut compute = promoted;
-    if function == Binary::Div && !promoted.is_float() {
-        compute = result;
-    }
-    let inexact = operands.iter().any(|operand| match operand {
-        Operand::Number(scalar) => scalar.as_f64().is_some_and(|value| !holds(compute, value)),
-        Operand::Tensor(_) => false,
-    });
-    if compute.is_half() && inexact {
-        compute = DType::Float32;
-    }
-    let a = materialise(importer, &operands[0], compute)?;
-    let b = materialise(importer, &operands[1], compute)?;
-    let value = importer.builder.binary(function, a, b)?;
-    importer.builder.cast(value, result)
-}
-
-fn binary(
-    importer: &mut Importer,
-    call: &Call,
-    function: Binary,
-    in_place: bool,
-) -> Result<Item, String> {
+fn binary(importer: &mut Importer, call: &Call, function: Binary) -> Result<Item, String> {
     let [x, y, alpha] = call.bind(["self", "other", "alpha"])?;
     let (x, y) = match call.kwargs.iter().find(|(name, _)| *name == "exponent") {
         Some((_, exponent)) => (x, exponent.clone()),
@@ -277,52 +169,7 @@ fn binary(
     };
     let result = call.result_dtype()?;
     let value = binary_value(importer, function, &x, &y, &alpha, result)?;
-    finish(importer, &x, value, in_place)
-}
-
-fn binary_value(
-    importer: &mut Importer,
-    function: Binary,
-    x: &Item,
-    y: &Item,
-    alpha: &Item,
-    result: DType,
-) -> Result<Value, String> {
-    let a = operand(importer, x)?;
-    let mut b = operand(importer, y)?;
-    if !alpha.is_none() && alpha.float()? != 1.0 {
-        let scale = Operand::Number(alpha.scalar()?);
-        let dtype = match &b {
-            Operand::Tensor(value) => importer.builder.dtype(*value),
-            Operand::Number(_) => result,
-        };
-        b = Operand::Tensor(arithmetic(importer, Binary::Mul, [b, scale], dtype)?);
-    }
-    if let (Binary::Pow, Operand::Tensor(base), Operand::Number(exponent)) = (function, &a, &b)
-        && let Some(value) = power(importer, *base, exponent.as_f64(), result)?
-    {
-        return Ok(value);
-    }
-    arithmetic(importer, function, [a, b], result)
-}
-
-/// Powers that have an operator of their own.
-fn power(
-    importer: &mut Importer,
-    base: Value,
-    exponent: Option<f64>,
-    result: DType,
-) -> Result<Option<Value>, String> {
-    let function = match exponent {
-        Some(1.0) => return importer.builder.cast(base, result).map(Some),
-        Some(2.0) => Unary::Square,
-        Some(0.5) => Unary::Sqrt,
-        Some(-0.5) => Unary::Rsqrt,
-        Some(-1.0) => Unary::Reciprocal,
-        _ => return Ok(None),
-    };
-    let base = importer.builder.cast(base, result)?;
-    importer.builder.unary(function, base).map(Some)
+    Ok(importer.fresh(value))
 }
 
 fn rsub(importer: &mut Importer, call: &Call) -> Result<Item, String> {
@@ -353,29 +200,29 @@ fn to_copy(importer: &mut Importer, call: &Call) -> Result<Item, String> {
 fn copy(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [target, source] = call.bind(["self", "src"])?;
     let value = importer.value(&source)?;
-    if call.target() == "aten.copy.default" {
-        let old = importer.value(&target)?;
-        let (dtype, shape) = (
-            importer.builder.dtype(old),
-            importer.builder.shape(old).to_vec(),
-        );
-        let value = importer.builder.cast(value, dtype)?;
-        let value = importer.builder.broadcast(value, shape)?;
-        return Ok(importer.fresh(value));
-    }
-    finish(importer, &target, value, true)
+    shaped_like(importer, &target, value)
 }
 
 fn fill(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [target, value] = call.bind(["self", "value"])?;
-    let old = importer.value(&target)?;
-    let dtype = importer.builder.dtype(old);
+    let like = importer.value(&target)?;
+    let dtype = importer.builder.dtype(like);
     let value = match &value {
         Item::None => importer.builder.scalar(Scalar::Int(0), dtype),
         Item::Tensor(_) => importer.value(&value)?,
         other => importer.builder.scalar(other.scalar()?, dtype),
     };
-    finish(importer, &target, value, true)
+    shaped_like(importer, &target, value)
+}
+
+/// The value in the dtype and shape of a tensor argument.
+fn shaped_like(importer: &mut Importer, like: &Item, value: Value) -> Result<Item, String> {
+    let like = importer.value(like)?;
+    let builder = &mut importer.builder;
+    let (dtype, shape) = (builder.dtype(like), builder.shape(like).to_vec());
+    let value = builder.cast(value, dtype)?;
+    let value = builder.broadcast(value, shape)?;
+    Ok(importer.fresh(value))
 }
 
 fn where_(importer: &mut Importer, call: &Call) -> Result<Item, String> {
@@ -384,50 +231,44 @@ fn where_(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     Ok(importer.fresh(value))
 }
 
-fn select(
-    importer: &mut Importer,
-    condition: &Item,
-    x: &Item,
-    y: &Item,
-    dtype: DType,
-) -> Result<Value, String> {
-    let condition = importer.value(condition)?;
-    let condition = importer.builder.cast(condition, DType::Bool)?;
-    let x = operand(importer, x)?;
-    let y = operand(importer, y)?;
-    let x = materialise(importer, &x, dtype)?;
-    let y = materialise(importer, &y, dtype)?;
-    importer.builder.add(Op::Where, &[condition, x, y])
-}
-
-fn masked_fill(importer: &mut Importer, call: &Call, in_place: bool) -> Result<Item, String> {
+fn masked_fill(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, mask, value] = call.bind(["self", "mask", "value"])?;
     let result = select(importer, &mask, &value, &x, call.result_dtype()?)?;
-    finish(importer, &x, result, in_place)
+    Ok(importer.fresh(result))
 }
 
-fn clamp(importer: &mut Importer, call: &Call, name: &str) -> Result<Item, String> {
-    let (x, low, high) = match name {
-        "clamp_min" => call
-            .bind(["self", "min"])
-            .map(|[x, low]| (x, low, Item::None))?,
-        "clamp_max" => call
-            .bind(["self", "max"])
-            .map(|[x, high]| (x, Item::None, high))?,
-        _ => call
-            .bind(["self", "min", "max"])
-            .map(|[x, low, high]| (x, low, high))?,
-    };
+fn clamp(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, low, high] = call.bind(["self", "min", "max"])?;
+    between(importer, call, &x, &low, &high)
+}
+
+fn clamp_min(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, low] = call.bind(["self", "min"])?;
+    between(importer, call, &x, &low, &Item::None)
+}
+
+fn clamp_max(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, high] = call.bind(["self", "max"])?;
+    between(importer, call, &x, &Item::None, &high)
+}
+
+fn between(
+    importer: &mut Importer,
+    call: &Call,
+    x: &Item,
+    low: &Item,
+    high: &Item,
+) -> Result<Item, String> {
     let dtype = call.result_dtype()?;
-    let value = importer.value(&x)?;
+    let value = importer.value(x)?;
     let mut value = importer.builder.cast(value, dtype)?;
     for (bound, function) in [(low, Binary::Maximum), (high, Binary::Minimum)] {
         if !bound.is_none() {
-            let bound = operand(importer, &bound)?;
+            let bound = operand(importer, bound)?;
             value = arithmetic(importer, function, [Operand::Tensor(value), bound], dtype)?;
         }
     }
-    finish(importer, &x, value, call.target().contains("_."))
+    Ok(importer.fresh(value))
 }
 
 fn hardtanh(importer: &mut Importer, call: &Call) -> Result<Item, String> {

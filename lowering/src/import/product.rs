@@ -2,26 +2,27 @@
 //! Matrix products.
 
 use super::call::{Call, Item};
+use super::dispatch::Claims;
 use super::graph::Importer;
 use crate::ir::{Binary, Dim, Op, Value};
 
-/// Lowers the call if it is one of this family.
-pub fn lower(importer: &mut Importer, call: &Call) -> Option<Result<Item, String>> {
-    Some(match call.target() {
-        "aten.mm.default" | "aten.bmm.default" => call
-            .bind(["self", "mat2"])
-            .and_then(|[x, y]| finish_matmul(importer, &x, &y)),
-        "aten.matmul.default" => call
-            .bind(["self", "other"])
-            .and_then(|[x, y]| finish_matmul(importer, &x, &y)),
-        "aten.linear.default" => linear(importer, call),
-        "aten.addmm.default" | "aten.baddbmm.default" => addmm(importer, call),
-        _ => return None,
-    })
-}
+/// Operators of this family.
+pub const CLAIMS: Claims = &[
+    ("aten.mm.default", product),
+    ("aten.bmm.default", product),
+    ("aten.matmul.default", product),
+    ("aten.linear.default", linear),
+    ("aten.addmm.default", addmm),
+    ("aten.baddbmm.default", addmm),
+];
 
-fn finish_matmul(importer: &mut Importer, x: &Item, y: &Item) -> Result<Item, String> {
-    let (x, y) = (importer.value(x)?, importer.value(y)?);
+fn product(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let second = match call.target() {
+        "aten.matmul.default" => "other",
+        _ => "mat2",
+    };
+    let [x, y] = call.bind(["self", second])?;
+    let (x, y) = (importer.value(&x)?, importer.value(&y)?);
     let value = matmul(importer, x, y)?;
     Ok(importer.fresh(value))
 }

@@ -2,36 +2,77 @@
 //! Reductions, scans, sorting, softmax and normalisation.
 
 use super::call::{Call, Item};
+use super::dispatch::Claims;
 use super::graph::Importer;
 use crate::ir::{Binary, DType, Float, Op, Reduction, Scalar, Unary, Value};
 
-/// Lowers the call if it is one of this family.
-pub fn lower(importer: &mut Importer, call: &Call) -> Option<Result<Item, String>> {
-    let name = call.target().strip_prefix("aten.")?;
-    Some(match name {
-        "sum.default" | "sum.dim_IntList" => reduce(importer, call, Reduction::Sum),
-        "mean.default" | "mean.dim" => reduce(importer, call, Reduction::Mean),
-        "amax.default" | "max.default" => reduce(importer, call, Reduction::Max),
-        "amin.default" | "min.default" => reduce(importer, call, Reduction::Min),
-        "prod.default" | "prod.dim_int" => reduce(importer, call, Reduction::Prod),
-        "all.default" | "all.dim" => reduce(importer, call, Reduction::All),
-        "any.default" | "any.dim" => reduce(importer, call, Reduction::Any),
-        "argmax.default" => arg_reduce(importer, call, Reduction::Argmax),
-        "argmin.default" => arg_reduce(importer, call, Reduction::Argmin),
-        "max.dim" => reduce_with_indices(importer, call, Reduction::Max, Reduction::Argmax),
-        "min.dim" => reduce_with_indices(importer, call, Reduction::Min, Reduction::Argmin),
-        "_softmax.default" | "softmax.int" | "_safe_softmax.default" => softmax(importer, call),
-        "_log_softmax.default" | "log_softmax.int" => log_softmax(importer, call),
-        "cumsum.default" => cumsum(importer, call),
-        "sort.default" => sort(importer, call),
-        "topk.default" => topk(importer, call),
-        "native_layer_norm.default" | "layer_norm.default" => layer_norm(importer, call),
-        "rms_norm.default" | "_fused_rms_norm.default" => rms_norm(importer, call),
-        "var.correction" => variance(importer, call),
-        "linalg_vector_norm.default" => vector_norm(importer, call),
-        _ => return None,
-    })
-}
+/// Operators of this family.
+pub const CLAIMS: Claims = &[
+    ("aten.sum.default", |i, call| {
+        reduce(i, call, Reduction::Sum)
+    }),
+    ("aten.sum.dim_IntList", |i, call| {
+        reduce(i, call, Reduction::Sum)
+    }),
+    ("aten.mean.default", |i, call| {
+        reduce(i, call, Reduction::Mean)
+    }),
+    ("aten.mean.dim", |i, call| reduce(i, call, Reduction::Mean)),
+    ("aten.amax.default", |i, call| {
+        reduce(i, call, Reduction::Max)
+    }),
+    ("aten.max.default", |i, call| {
+        reduce(i, call, Reduction::Max)
+    }),
+    ("aten.amin.default", |i, call| {
+        reduce(i, call, Reduction::Min)
+    }),
+    ("aten.min.default", |i, call| {
+        reduce(i, call, Reduction::Min)
+    }),
+    ("aten.prod.default", |i, call| {
+        reduce(i, call, Reduction::Prod)
+    }),
+    ("aten.prod.dim_int", |i, call| {
+        reduce(i, call, Reduction::Prod)
+    }),
+    ("aten.all.default", |i, call| {
+        reduce(i, call, Reduction::All)
+    }),
+    ("aten.all.dim", |i, call| reduce(i, call, Reduction::All)),
+    ("aten.all.dims", |i, call| reduce(i, call, Reduction::All)),
+    ("aten.any.default", |i, call| {
+        reduce(i, call, Reduction::Any)
+    }),
+    ("aten.any.dim", |i, call| reduce(i, call, Reduction::Any)),
+    ("aten.any.dims", |i, call| reduce(i, call, Reduction::Any)),
+    ("aten.argmax.default", |i, call| {
+        arg_reduce(i, call, Reduction::Argmax)
+    }),
+    ("aten.argmin.default", |i, call| {
+        arg_reduce(i, call, Reduction::Argmin)
+    }),
+    ("aten.max.dim", |i, call| {
+        reduce_with_indices(i, call, Reduction::Max, Reduction::Argmax)
+    }),
+    ("aten.min.dim", |i, call| {
+        reduce_with_indices(i, call, Reduction::Min, Reduction::Argmin)
+    }),
+    ("aten._softmax.default", softmax),
+    ("aten.softmax.int", softmax),
+    ("aten._safe_softmax.default", softmax),
+    ("aten._log_softmax.default", log_softmax),
+    ("aten.log_softmax.int", log_softmax),
+    ("aten.cumsum.default", cumsum),
+    ("aten.sort.default", sort),
+    ("aten.topk.default", topk),
+    ("aten.native_layer_norm.default", layer_norm),
+    ("aten.layer_norm.default", layer_norm),
+    ("aten.rms_norm.default", rms_norm),
+    ("aten._fused_rms_norm.default", rms_norm),
+    ("aten.var.correction", variance),
+    ("aten.linalg_vector_norm.default", vector_norm),
+];
 
 fn cast_in(importer: &mut Importer, x: &Item, dtype: DType) -> Result<Value, String> {
     let value = importer.value(x)?;

@@ -2,58 +2,72 @@
 //! Views, sizes and movements.
 
 use super::call::{Call, Item, normalise_axis};
+use super::dispatch::Claims;
 use super::graph::Importer;
 use crate::ir::{Dim, Op, Value, product};
 
-type Lowered = Option<Result<Item, String>>;
+/// Operators of this family.
+pub const CLAIMS: Claims = &[
+    ("getitem", |_, call| getitem(call)),
+    ("aten.sym_size.int", sym_size),
+    ("sym.add", |_, call| sym_arithmetic(call)),
+    ("sym.sub", |_, call| sym_arithmetic(call)),
+    ("sym.mul", |_, call| sym_arithmetic(call)),
+    ("sym.floordiv", |_, call| sym_arithmetic(call)),
+    ("sym.neg", |_, call| sym_arithmetic(call)),
+    ("aten.alias.default", same),
+    ("aten.detach.default", same),
+    ("aten.lift_fresh.default", same),
+    ("aten.lift_fresh_copy.default", fresh_copy),
+    ("aten.clone.default", fresh_copy),
+    ("aten.contiguous.default", fresh_copy),
+    ("aten.view.default", view),
+    ("aten.reshape.default", view),
+    ("aten._unsafe_view.default", view),
+    ("aten.view_copy.default", view),
+    ("aten.flatten.using_ints", flatten),
+    ("aten.unflatten.int", unflatten),
+    ("aten.unsqueeze.default", unsqueeze),
+    ("aten.squeeze.dim", squeeze),
+    ("aten.squeeze.dims", squeeze),
+    ("aten.squeeze.default", squeeze),
+    ("aten.t.default", transpose),
+    ("aten.transpose.int", transpose),
+    ("aten.permute.default", permute),
+    ("aten.movedim.int", movedim),
+    ("aten.expand.default", expand),
+    ("aten.expand_as.default", expand),
+    ("aten.broadcast_to.default", expand),
+    ("aten.slice.Tensor", slice),
+    ("aten.narrow.default", narrow),
+    ("aten.select.int", select),
+    ("aten.split.Tensor", split),
+    ("aten.split_with_sizes.default", split),
+    ("aten.chunk.default", split),
+    ("aten.unsafe_split.Tensor", split),
+    ("aten.unsafe_chunk.default", split),
+    ("aten.split.sizes", split),
+    ("aten.unbind.int", unbind),
+    ("aten.cat.default", cat),
+    ("aten.concat.default", cat),
+    ("aten.stack.default", stack),
+    ("aten.repeat.default", repeat),
+    ("aten.repeat_interleave.self_int", repeat_interleave),
+    ("aten.constant_pad_nd.default", constant_pad),
+];
 
-/// Lowers the call if it is one of this family.
-pub fn lower(importer: &mut Importer, call: &Call) -> Lowered {
-    Some(match call.target() {
-        "getitem" => getitem(call),
-        "aten.sym_size.int" => sym_size(importer, call),
-        "sym.add" | "sym.sub" | "sym.mul" | "sym.floordiv" | "sym.neg" => sym_arithmetic(call),
-        "aten.alias.default"
-        | "aten.detach.default"
-        | "aten.lift_fresh_copy.default"
-        | "aten.lift_fresh.default" => call.bind(["self"]).map(|[x]| x),
-        "aten.clone.default" | "aten.contiguous.default" => call
-            .bind(["self"])
-            .and_then(|[x]| importer.value(&x))
-            .map(|x| importer.fresh(x)),
-        "aten.view.default"
-        | "aten.reshape.default"
-        | "aten._unsafe_view.default"
-        | "aten.view_copy.default" => view(importer, call),
-        "aten.flatten.using_ints" => flatten(importer, call),
-        "aten.unflatten.int" => unflatten(importer, call),
-        "aten.unsqueeze.default" => unsqueeze(importer, call),
-        "aten.squeeze.dim" | "aten.squeeze.dims" | "aten.squeeze.default" => {
-            squeeze(importer, call)
-        }
-        "aten.t.default" | "aten.transpose.int" => transpose(importer, call),
-        "aten.permute.default" => permute(importer, call),
-        "aten.movedim.int" => movedim(importer, call),
-        "aten.expand.default" => expand(importer, call),
-        "aten.expand_as.default" | "aten.broadcast_to.default" => expand(importer, call),
-        "aten.slice.Tensor" => slice(importer, call),
-        "aten.narrow.default" => narrow(importer, call),
-        "aten.select.int" => select(importer, call),
-        "aten.split.Tensor"
-        | "aten.split_with_sizes.default"
-        | "aten.chunk.default"
-        | "aten.unsafe_split.Tensor"
-        | "aten.unsafe_chunk.default"
-        | "aten.split.sizes" => split(importer, call),
-        "aten.unbind.int" => unbind(importer, call),
-        "aten.cat.default" | "aten.concat.default" => cat(importer, call),
-        "aten.stack.default" => stack(importer, call),
-        "aten.repeat.default" => repeat(importer, call),
-        "aten.repeat_interleave.self_int" => repeat_interleave(importer, call),
-        "aten.constant_pad_nd.default" => constant_pad(importer, call),
-        "aten.tril.default" | "aten.triu.default" => triangle(importer, call),
-        _ => return None,
-    })
+/// Those that have an in-place form.
+pub const WITH_IN_PLACE: Claims = &[("aten.tril.default", tril), ("aten.triu.default", triu)];
+
+fn same(_: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x] = call.bind(["self"])?;
+    Ok(x)
+}
+
+fn fresh_copy(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x] = call.bind(["self"])?;
+    let x = importer.value(&x)?;
+    Ok(importer.fresh(x))
 }
 
 fn getitem(call: &Call) -> Result<Item, String> {
@@ -544,15 +558,17 @@ fn constant_pad(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     Ok(importer.fresh(result))
 }
 
-fn triangle(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+fn tril(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    triangle(importer, call, |diagonal| Op::Tril { diagonal })
+}
+
+fn triu(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    triangle(importer, call, |diagonal| Op::Triu { diagonal })
+}
+
+fn triangle(importer: &mut Importer, call: &Call, op: fn(i64) -> Op) -> Result<Item, String> {
     let [x, diagonal] = call.bind(["self", "diagonal"])?;
-    let diagonal = diagonal.int_or(0)?;
     let x = importer.value(&x)?;
-    let op = if call.target() == "aten.tril.default" {
-        Op::Tril { diagonal }
-    } else {
-        Op::Triu { diagonal }
-    };
-    let result = importer.builder.add(op, &[x])?;
+    let result = importer.builder.add(op(diagonal.int_or(0)?), &[x])?;
     Ok(importer.fresh(result))
 }

@@ -2,21 +2,20 @@
 //! vLLM's own operators: the vLLM IR (`vllm_ir.*`) and the opaque attention.
 
 use super::call::{Call, Item};
+use super::dispatch::Claims;
 use super::graph::Importer;
 use crate::ir::{Binary, DType, Float, Op, Reduction, Scalar, TensorType, Unary, Value};
 
-/// Lowers the call if it is one of this family.
-pub fn lower(importer: &mut Importer, call: &Call) -> Option<Result<Item, String>> {
-    let (family, name) = call.target().split_once('.')?;
-    Some(match (family, name) {
-        ("vllm_ir", "rms_norm.default") => rms_norm(importer, call),
-        ("vllm_ir", "fused_add_rms_norm.default" | "fused_add_rms_norm.maybe_inplace") => {
-            fused_add_rms_norm(importer, call)
-        }
-        ("vllm", "unified_attention_with_output.default") => attention(importer, call),
-        _ => return None,
-    })
-}
+/// Operators of this family.
+pub const CLAIMS: Claims = &[
+    ("vllm_ir.rms_norm.default", rms_norm),
+    ("vllm_ir.fused_add_rms_norm.default", fused_add_rms_norm),
+    (
+        "vllm_ir.fused_add_rms_norm.maybe_inplace",
+        fused_add_rms_norm,
+    ),
+    ("vllm.unified_attention_with_output.default", attention),
+];
 
 /// vLLM `ir.ops.rms_norm`, operator by operator: the rules fuse it, so that whole and decomposed
 /// captures meet in one form.
