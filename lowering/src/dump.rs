@@ -211,11 +211,11 @@ fn numbers(prefix: char, numbers: &[u32]) -> Vec<String> {
 }
 
 /// The FX document's graphs.
-pub fn captured(document: &Document) -> Vec<Listing> {
+pub fn captured(document: &Document<'_>) -> Vec<Listing> {
     document.graphs.iter().map(captured_graph).collect()
 }
 
-fn captured_graph(graph: &FxGraph) -> Listing {
+fn captured_graph(graph: &FxGraph<'_>) -> Listing {
     let mut listing = Listing {
         title: format!("graph {}", graph.name),
         lines: vec![],
@@ -233,28 +233,25 @@ fn captured_graph(graph: &FxGraph) -> Listing {
             continue;
         }
         listing.lines.push(Line {
-            results: vec![node.name.clone()],
+            results: vec![node.name.to_string()],
             op: call_name(node),
             operands,
             types: node.value.iter().flat_map(recorded).collect(),
-            source: [node.module.as_str(), node.source.as_str()]
-                .join(" ")
-                .trim()
-                .to_owned(),
+            source: [&*node.module, &*node.source].join(" ").trim().to_owned(),
         });
     }
     listing
 }
 
-fn call_name(node: &FxNode) -> String {
+fn call_name(node: &FxNode<'_>) -> String {
     match (&node.role, &node.path) {
         (Some(role), Some(path)) => format!("{role:?} {path}").to_lowercase(),
         (Some(role), None) => format!("{role:?}").to_lowercase(),
-        (None, _) => node.target.clone(),
+        (None, _) => node.target.to_string(),
     }
 }
 
-fn argument(arg: &Arg) -> String {
+fn argument(arg: &Arg<'_>) -> String {
     match arg {
         Arg::None => "None".into(),
         Arg::Bool(flag) => flag.to_string(),
@@ -266,7 +263,7 @@ fn argument(arg: &Arg) -> String {
                 items.iter().map(argument).collect::<Vec<_>>().join(", ")
             )
         }
-        Arg::Str(text) => format!("{text:?}"),
+        Arg::Str(text) => format!("{:?}", &**text),
         Arg::Node(text)
         | Arg::DType(text)
         | Arg::Device(text)
@@ -274,18 +271,18 @@ fn argument(arg: &Arg) -> String {
         | Arg::Layout(text)
         | Arg::Layer(text)
         | Arg::Expression(text)
-        | Arg::Other(text) => text.clone(),
+        | Arg::Other(text) => text.to_string(),
     }
 }
 
-fn recorded(value: &FxValue) -> Vec<String> {
+fn recorded(value: &FxValue<'_>) -> Vec<String> {
     match value {
         FxValue::Tensor { dtype, shape } => {
             let sizes: Vec<String> = shape.iter().map(ToString::to_string).collect();
             vec![format!("{dtype}[{}]", sizes.join(","))]
         }
         FxValue::Tuple { tuple } => tuple.iter().flatten().flat_map(recorded).collect(),
-        FxValue::Scalar { scalar, .. } => vec![scalar.clone()],
+        FxValue::Scalar { scalar, .. } => vec![scalar.to_string()],
     }
 }
 

@@ -19,7 +19,8 @@ pub struct Options {
 pub struct Lowered {
     pub plan: Plan,
     pub report: Report,
-    document: Document,
+    /// The FX document, parsed again by the dump that shows it.
+    document: Vec<u8>,
     program: Program,
     reports: Vec<PlanReport>,
 }
@@ -30,7 +31,7 @@ impl Lowered {
         let planned = || self.plan.graphs.iter().zip(&self.reports);
         let regions = || planned().flat_map(|(graph, report)| dump::regions(graph, report));
         let listings: Vec<Listing> = match stage {
-            Stage::Captured => dump::captured(&self.document),
+            Stage::Captured => dump::captured(&Document::parse(&self.document)?),
             Stage::Imported => self
                 .program
                 .graphs
@@ -53,8 +54,7 @@ fn milliseconds(since: Instant) -> f64 {
 /// Lowers an FX document.
 pub fn lower(document: &[u8], options: &Options) -> Result<Lowered> {
     let start = Instant::now();
-    let document = Document::parse(document)?;
-    let program = import(&document, options)?;
+    let program = import(&Document::parse(document)?, options)?;
     let import_time = milliseconds(start);
 
     let start = Instant::now();
@@ -130,7 +130,7 @@ pub fn lower(document: &[u8], options: &Options) -> Result<Lowered> {
     Ok(Lowered {
         plan,
         report,
-        document,
+        document: document.to_vec(),
         program,
         reports,
     })

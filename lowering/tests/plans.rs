@@ -117,7 +117,8 @@ fn unit(dtype: DType) -> f64 {
 #[test]
 fn plans_of_captured_models_compute_what_was_captured() {
     for model in MODELS {
-        let document = Document::parse(&document(&format!("{model}.whole"))).expect("a document");
+        let bytes = document(&format!("{model}.whole"));
+        let document = Document::parse(&bytes).expect("a document");
         let program = import(&document, &Options::default()).expect("a program");
         for imported in &program.graphs {
             for tokens in [1, 3] {
@@ -209,7 +210,7 @@ fn program(seed: u64) -> ImportedGraph {
         symbols: vec![],
         inputs,
         parameters,
-        graph: graph.canonical(),
+        graph: graph.into_canonical(),
         fallbacks: vec![],
         captured_nodes: 0,
     }

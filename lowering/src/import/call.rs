@@ -34,7 +34,7 @@ const IGNORED_KEYWORDS: [&str; 6] = [
 
 /// One call of an FX graph.
 pub struct Call<'a> {
-    pub node: &'a FxNode,
+    pub node: &'a FxNode<'a>,
     pub args: Vec<Item>,
     pub kwargs: Vec<(&'a str, Item)>,
 }

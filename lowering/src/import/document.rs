@@ -5,7 +5,10 @@ use crate::error::{Error, Result};
 use crate::ir::{DType, Float};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
+use std::borrow::{Borrow, Cow};
 use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Deref;
 
 /// Marks an FX document.
 pub const FORMAT: &str = "vllm-metal/fx";
@@ -13,16 +16,42 @@ pub const FORMAT: &str = "vllm-metal/fx";
 /// Format version that this build reads.
 pub const VERSION: u32 = 1;
 
+/// A string of the document, which it borrows unless the JSON has an escape in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(transparent)]
+pub struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for Text<'_> {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
 /// A captured model.
 #[derive(Debug, Deserialize)]
-pub struct Document {
+pub struct Document<'a> {
     pub format: String,
     pub version: u32,
     pub architecture: String,
     pub dtype: String,
     #[serde(default)]
     pub layers: BTreeMap<String, Layer>,
-    pub graphs: Vec<FxGraph>,
+    #[serde(borrow)]
+    pub graphs: Vec<FxGraph<'a>>,
 }
 
 /// A layer that vLLM keeps state or parameters for outside the graph.
@@ -79,10 +108,11 @@ fn float_from_repr<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Float, 
 
 /// One traced function.
 #[derive(Debug, Deserialize)]
-pub struct FxGraph {
+pub struct FxGraph<'a> {
     pub name: String,
     pub symbols: Vec<FxSymbol>,
-    pub nodes: Vec<FxNode>,
+    #[serde(borrow)]
+    pub nodes: Vec<FxNode<'a>>,
 }
 
 /// A symbolic size.
@@ -94,28 +124,29 @@ pub struct FxSymbol {
 
 /// One FX node.
 #[derive(Debug, Deserialize)]
-pub struct FxNode {
-    pub name: String,
+pub struct FxNode<'a> {
+    #[serde(borrow)]
+    pub name: Text<'a>,
     pub op: NodeOp,
     #[serde(default)]
     pub role: Option<Role>,
-    #[serde(default)]
-    pub path: Option<String>,
-    #[serde(default)]
-    pub target: String,
-    #[serde(default)]
-    pub args: Vec<Arg>,
-    #[serde(default)]
-    pub kwargs: BTreeMap<String, Arg>,
-    #[serde(default)]
-    pub value: Option<FxValue>,
+    #[serde(default, borrow)]
+    pub path: Option<Text<'a>>,
+    #[serde(default, borrow)]
+    pub target: Text<'a>,
+    #[serde(default, borrow)]
+    pub args: Vec<Arg<'a>>,
+    #[serde(default, borrow)]
+    pub kwargs: BTreeMap<Text<'a>, Arg<'a>>,
+    #[serde(default, borrow)]
+    pub value: Option<FxValue<'a>>,
     /// Positions or names of the arguments that the call writes to.
-    #[serde(default)]
-    pub mutates: Vec<Arg>,
-    #[serde(default)]
-    pub module: String,
-    #[serde(default)]
-    pub source: String,
+    #[serde(default, borrow)]
+    pub mutates: Vec<Arg<'a>>,
+    #[serde(default, borrow)]
+    pub module: Text<'a>,
+    #[serde(default, borrow)]
+    pub source: Text<'a>,
 }
 
 /// Kind of a node.
@@ -137,15 +168,14 @@ pub enum Role {
 }
 
 /// A size: a number or an expression in symbols.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
-pub enum FxDim {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FxDim<'a> {
     Number(i64),
-    Expression(String),
+    Expression(Text<'a>),
 }
 
-impl std::fmt::Display for FxDim {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for FxDim<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             FxDim::Number(value) => write!(f, "{value}"),
             FxDim::Expression(text) => f.write_str(text),
@@ -153,101 +183,169 @@ impl std::fmt::Display for FxDim {
     }
 }
 
+// serde's untagged enums copy what they read before they choose, which was a third of the time that
+// a large document took: the types below choose by what they see.
+impl<'de: 'a, 'a> Deserialize<'de> for FxDim<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<FxDim<'a>, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = FxDim<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a size")
+            }
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<FxDim<'de>, E> {
+                Ok(FxDim::Number(value))
+            }
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<FxDim<'de>, E> {
+                i64::try_from(value)
+                    .map(FxDim::Number)
+                    .map_err(|_| E::custom("a size beyond 64 bits"))
+            }
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<FxDim<'de>, E> {
+                Ok(FxDim::Expression(Text(Cow::Borrowed(text))))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<FxDim<'de>, E> {
+                Ok(FxDim::Expression(Text(Cow::Owned(text.to_owned()))))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
 /// What a node yields.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-pub enum FxValue {
+#[derive(Clone, Debug)]
+pub enum FxValue<'a> {
     Tensor {
-        dtype: String,
-        shape: Vec<FxDim>,
+        dtype: Text<'a>,
+        shape: Vec<FxDim<'a>>,
     },
     Tuple {
-        tuple: Vec<Option<FxValue>>,
+        tuple: Vec<Option<FxValue<'a>>>,
     },
     Scalar {
-        scalar: String,
-        #[serde(default)]
-        expr: Option<FxDim>,
+        scalar: Text<'a>,
+        expr: Option<FxDim<'a>>,
     },
+}
+
+/// All fields that an [`FxValue`] may have.
+#[derive(Deserialize)]
+struct ValueFields<'a> {
+    #[serde(default, borrow)]
+    dtype: Option<Text<'a>>,
+    #[serde(default, borrow)]
+    shape: Option<Vec<FxDim<'a>>>,
+    #[serde(default, borrow)]
+    tuple: Option<Vec<Option<FxValue<'a>>>>,
+    #[serde(default, borrow)]
+    scalar: Option<Text<'a>>,
+    #[serde(default, borrow)]
+    expr: Option<FxDim<'a>>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for FxValue<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<FxValue<'a>, D::Error> {
+        match ValueFields::deserialize(deserializer)? {
+            ValueFields {
+                dtype: Some(dtype),
+                shape: Some(shape),
+                ..
+            } => Ok(FxValue::Tensor { dtype, shape }),
+            ValueFields {
+                tuple: Some(tuple), ..
+            } => Ok(FxValue::Tuple { tuple }),
+            ValueFields {
+                scalar: Some(scalar),
+                expr,
+                ..
+            } => Ok(FxValue::Scalar { scalar, expr }),
+            _ => Err(de::Error::custom(
+                "a value that is neither a tensor (dtype, shape), a tuple nor a scalar",
+            )),
+        }
+    }
 }
 
 /// An argument of a call.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Arg {
+pub enum Arg<'a> {
     None,
     Bool(bool),
     Int(i64),
     Float(f64),
-    Node(String),
-    List(Vec<Arg>),
-    Str(String),
-    DType(String),
-    Device(String),
-    MemoryFormat(String),
-    Layout(String),
-    Layer(String),
-    Expression(String),
-    Other(String),
+    Node(Text<'a>),
+    List(Vec<Arg<'a>>),
+    Str(Text<'a>),
+    DType(Text<'a>),
+    Device(Text<'a>),
+    MemoryFormat(Text<'a>),
+    Layout(Text<'a>),
+    Layer(Text<'a>),
+    Expression(Text<'a>),
+    Other(Text<'a>),
 }
 
-impl<'de> Deserialize<'de> for Arg {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Arg, D::Error> {
+impl<'de: 'a, 'a> Deserialize<'de> for Arg<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Arg<'a>, D::Error> {
         struct Visitor;
         impl<'de> de::Visitor<'de> for Visitor {
-            type Value = Arg;
+            type Value = Arg<'de>;
 
-            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("an FX argument")
             }
-            fn visit_unit<E: de::Error>(self) -> Result<Arg, E> {
+            fn visit_unit<E: de::Error>(self) -> Result<Arg<'de>, E> {
                 Ok(Arg::None)
             }
-            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Arg, E> {
+            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Arg<'de>, E> {
                 Ok(Arg::Bool(value))
             }
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Arg, E> {
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Arg<'de>, E> {
                 Ok(Arg::Int(value))
             }
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Arg, E> {
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Arg<'de>, E> {
                 i64::try_from(value)
                     .map(Arg::Int)
                     .map_err(|_| E::custom("an integer beyond 64 bits"))
             }
-            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Arg, A::Error> {
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Arg<'de>, A::Error> {
                 let mut items = Vec::new();
                 while let Some(item) = seq.next_element()? {
                     items.push(item);
                 }
                 Ok(Arg::List(items))
             }
-            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Arg, A::Error> {
-                let Some((key, text)) = map.next_entry::<String, String>()? else {
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Arg<'de>, A::Error> {
+                let Some((key, text)) = map.next_entry::<Text, Text>()? else {
                     return Err(de::Error::custom("an empty argument object"));
                 };
-                let arg = match key.as_str() {
-                    "float" => Arg::Float(
-                        text.parse()
-                            .map_err(|_| de::Error::custom(format!("{text:?} is not a float")))?,
-                    ),
-                    "node" => Arg::Node(text),
-                    "str" => Arg::Str(text),
-                    "dtype" => Arg::DType(text),
-                    "device" => Arg::Device(text),
-                    "memory_format" => Arg::MemoryFormat(text),
-                    "layout" => Arg::Layout(text),
-                    "layer" => Arg::Layer(text),
-                    "expr" => Arg::Expression(text),
-                    "other" => Arg::Other(text),
-                    _ => {
-                        return Err(de::Error::custom(format!(
-                            "an argument of unknown kind {key:?}"
-                        )));
-                    }
-                };
-                match map.next_key::<String>()? {
+                let arg =
+                    match &*key {
+                        "float" => Arg::Float(text.parse().map_err(|_| {
+                            de::Error::custom(format!("{:?} is not a float", &*text))
+                        })?),
+                        "node" => Arg::Node(text),
+                        "str" => Arg::Str(text),
+                        "dtype" => Arg::DType(text),
+                        "device" => Arg::Device(text),
+                        "memory_format" => Arg::MemoryFormat(text),
+                        "layout" => Arg::Layout(text),
+                        "layer" => Arg::Layer(text),
+                        "expr" => Arg::Expression(text),
+                        "other" => Arg::Other(text),
+                        _ => {
+                            return Err(de::Error::custom(format!(
+                                "an argument of unknown kind {:?}",
+                                &*key
+                            )));
+                        }
+                    };
+                match map.next_key::<Text>()? {
                     None => Ok(arg),
                     Some(key) => Err(de::Error::custom(format!(
-                        "a second key {key:?} in an argument"
+                        "a second key {:?} in an argument",
+                        &*key
                     ))),
                 }
             }
@@ -256,9 +354,9 @@ impl<'de> Deserialize<'de> for Arg {
     }
 }
 
-impl Document {
+impl<'a> Document<'a> {
     /// Parses and checks format and version.
-    pub fn parse(bytes: &[u8]) -> Result<Document> {
+    pub fn parse(bytes: &'a [u8]) -> Result<Document<'a>> {
         let malformed = |reason: String| Error::Malformed {
             what: "FX document",
             reason,

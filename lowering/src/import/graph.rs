@@ -8,9 +8,9 @@ use crate::error::{Error, Result};
 use crate::ir::{Builder, Dim, Graph, Op, Source, TensorType, Value, verify};
 use crate::lower::Options;
 use crate::plan::{AttentionLayer, Binding, Symbol};
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 use serde_json::json;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A node that runs in PyTorch, and why.
@@ -44,7 +44,7 @@ pub struct Importer<'a> {
 
 /// Imports one graph.
 pub fn import_graph(
-    fx: &FxGraph,
+    fx: &FxGraph<'_>,
     layers: &[AttentionLayer],
     options: &Options,
 ) -> Result<ImportedGraph> {
@@ -54,17 +54,17 @@ pub fn import_graph(
         layers,
         symbols: &fx.symbols,
     };
-    let mut known: HashMap<&str, Item> = HashMap::new();
+    let mut known: FxHashMap<&str, Item> = FxHashMap::default();
     let mut inputs = Vec::new();
     let mut parameters = Vec::new();
     let mut fallbacks = Vec::new();
     let mut outputs = Vec::new();
     for node in &fx.nodes {
         let location = Arc::new(Source {
-            node: node.name.clone(),
-            target: node.target.clone(),
-            module: node.module.clone(),
-            line: node.source.clone(),
+            node: node.name.to_string(),
+            target: node.target.to_string(),
+            module: node.module.to_string(),
+            line: node.source.to_string(),
         });
         let failed = |reason: String| Error::Node {
             reason,
@@ -92,7 +92,7 @@ pub fn import_graph(
                     Some(FxValue::Tensor { dtype, shape }) => {
                         let value = importer.tensor_type(dtype, shape).map_err(failed)?;
                         bindings.push(Binding {
-                            name: name.clone(),
+                            name: name.to_string(),
                             value: value.clone(),
                         });
                         let id = importer.builder.node(op, &[], vec![value]);
@@ -117,7 +117,7 @@ pub fn import_graph(
                     Ok(item) => item,
                     Err(reason) => {
                         let fallback = Fallback {
-                            target: node.target.clone(),
+                            target: node.target.to_string(),
                             reason: reason.clone(),
                             location: (*location).clone(),
                         };
@@ -148,7 +148,7 @@ pub fn import_graph(
     }
     let mut graph = importer.builder.graph;
     graph.outputs = outputs;
-    let mut graph = graph.canonical();
+    let mut graph = graph.into_canonical();
     let inputs = renumber(&mut graph, &inputs, |op| match op {
         Op::Input(index) => Some((*index, Op::Input as fn(u32) -> Op)),
         _ => None,
@@ -186,16 +186,14 @@ fn renumber(
     leaf: impl Fn(&Op) -> Option<(u32, fn(u32) -> Op)>,
 ) -> Vec<Binding> {
     let mut order: Vec<u32> = Vec::new();
+    let mut positions: Vec<Option<u32>> = vec![None; bindings.len()];
     graph.map_leaves(|op| {
         let (index, make) = leaf(op)?;
-        let position = order
-            .iter()
-            .position(|known| *known == index)
-            .unwrap_or_else(|| {
-                order.push(index);
-                order.len() - 1
-            });
-        Some(make(position as u32))
+        let position = positions[index as usize].get_or_insert_with(|| {
+            order.push(index);
+            order.len() as u32 - 1
+        });
+        Some(make(*position))
     });
     order
         .iter()
@@ -216,8 +214,8 @@ fn flatten(items: &[Item]) -> Vec<Item> {
 
 fn resolve_call<'a>(
     importer: &Importer,
-    node: &'a FxNode,
-    known: &HashMap<&str, Item>,
+    node: &'a FxNode<'a>,
+    known: &FxHashMap<&str, Item>,
 ) -> Result<Call<'a>, String> {
     let args: Result<Vec<Item>, String> = node
         .args
@@ -227,7 +225,7 @@ fn resolve_call<'a>(
     let kwargs: Result<Vec<(&str, Item)>, String> = node
         .kwargs
         .iter()
-        .map(|(name, arg)| Ok((name.as_str(), resolve(importer, arg, known)?)))
+        .map(|(name, arg)| Ok((&**name, resolve(importer, arg, known)?)))
         .collect();
     Ok(Call {
         node,
@@ -236,14 +234,14 @@ fn resolve_call<'a>(
     })
 }
 
-fn resolve(importer: &Importer, arg: &Arg, known: &HashMap<&str, Item>) -> Result<Item, String> {
+fn resolve(importer: &Importer, arg: &Arg, known: &FxHashMap<&str, Item>) -> Result<Item, String> {
     Ok(match arg {
         Arg::None => Item::None,
         Arg::Bool(flag) => Item::Bool(*flag),
         Arg::Int(value) => Item::Size(Dim::Fixed(*value)),
         Arg::Float(value) => Item::Float(*value),
         Arg::Node(name) => known
-            .get(name.as_str())
+            .get(&**name)
             .cloned()
             .ok_or_else(|| format!("{name} is used before it is defined"))?,
         Arg::List(items) => {
@@ -253,9 +251,9 @@ fn resolve(importer: &Importer, arg: &Arg, known: &HashMap<&str, Item>) -> Resul
                 .collect();
             Item::Tuple(items?)
         }
-        Arg::Str(text) => Item::Str(text.clone()),
+        Arg::Str(text) => Item::Str(text.to_string()),
         Arg::DType(_) => Item::DType,
-        Arg::Layer(name) => Item::Layer(name.clone()),
+        Arg::Layer(name) => Item::Layer(name.to_string()),
         Arg::Expression(text) => Item::Size(parse_expression(text, importer.symbols)?),
         Arg::Device(_) | Arg::MemoryFormat(_) | Arg::Layout(_) | Arg::Other(_) => Item::Other,
     })
@@ -311,7 +309,7 @@ impl Importer<'_> {
 
     /// The call as an operator that PyTorch runs. Arguments are written as in the document, with
     /// tensors as `{"operand": i}`.
-    fn island(&mut self, call: &Call, known: &HashMap<&str, Item>) -> Result<Item, String> {
+    fn island(&mut self, call: &Call, known: &FxHashMap<&str, Item>) -> Result<Item, String> {
         if !call.node.mutates.is_empty() {
             return Err("it writes to its arguments".into());
         }
@@ -326,7 +324,12 @@ impl Importer<'_> {
             .node
             .kwargs
             .iter()
-            .map(|(name, arg)| Ok((name.clone(), self.island_arg(arg, known, &mut operands)?)))
+            .map(|(name, arg)| {
+                Ok((
+                    name.to_string(),
+                    self.island_arg(arg, known, &mut operands)?,
+                ))
+            })
             .collect();
         let arguments = json!({"args": args?, "kwargs": kwargs?}).to_string();
         let value = call
@@ -337,7 +340,7 @@ impl Importer<'_> {
         let mut types = Vec::new();
         self.island_types(&value, &mut types)?;
         let op = Op::Island {
-            target: call.node.target.clone(),
+            target: call.node.target.to_string(),
             arguments,
         };
         let node = self.builder.node(op, &operands, types);
@@ -348,7 +351,7 @@ impl Importer<'_> {
     fn island_arg(
         &mut self,
         arg: &Arg,
-        known: &HashMap<&str, Item>,
+        known: &FxHashMap<&str, Item>,
         operands: &mut Vec<Value>,
     ) -> Result<serde_json::Value, String> {
         Ok(match arg {
@@ -356,12 +359,12 @@ impl Importer<'_> {
             Arg::Bool(flag) => json!(flag),
             Arg::Int(value) => json!(value),
             Arg::Float(value) => json!({"float": format!("{value:?}")}),
-            Arg::Str(text) => json!({"str": text}),
-            Arg::DType(name) => json!({"dtype": name}),
-            Arg::Device(name) => json!({"device": name}),
-            Arg::MemoryFormat(name) => json!({"memory_format": name}),
-            Arg::Layout(name) => json!({"layout": name}),
-            Arg::Layer(name) => json!({"layer": name}),
+            Arg::Str(text) => json!({"str": &**text}),
+            Arg::DType(name) => json!({"dtype": &**name}),
+            Arg::Device(name) => json!({"device": &**name}),
+            Arg::MemoryFormat(name) => json!({"memory_format": &**name}),
+            Arg::Layout(name) => json!({"layout": &**name}),
+            Arg::Layer(name) => json!({"layer": &**name}),
             Arg::Expression(text) => json!({"size": parse_expression(text, self.symbols)?}),
             Arg::Other(text) => return Err(format!("its argument {text} has no textual form")),
             Arg::List(items) => {
@@ -371,7 +374,7 @@ impl Importer<'_> {
                     .collect();
                 json!(items?)
             }
-            Arg::Node(name) => match known.get(name.as_str()) {
+            Arg::Node(name) => match known.get(&**name) {
                 Some(item @ Item::Tensor(_)) => {
                     operands.push(self.value(item)?);
                     json!({"operand": operands.len() - 1})

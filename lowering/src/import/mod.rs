@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::ir::Float;
 use crate::lower::Options;
 use crate::plan::AttentionLayer;
+use std::collections::HashSet;
 
 /// A whole imported model.
 pub struct Program {
@@ -34,7 +35,7 @@ pub struct Program {
 }
 
 /// Imports every graph of the document.
-pub fn import(document: &Document, options: &Options) -> Result<Program> {
+pub fn import(document: &Document<'_>, options: &Options) -> Result<Program> {
     let layers = layers(document)?;
     let graphs: Result<Vec<ImportedGraph>> = document
         .graphs
@@ -51,16 +52,17 @@ pub fn import(document: &Document, options: &Options) -> Result<Program> {
 
 /// The layers in the order of their first use, so that renaming layers does not change a plan's shape.
 fn layers(document: &Document) -> Result<Vec<AttentionLayer>> {
-    let mut names: Vec<&String> = Vec::new();
+    let mut names: Vec<&str> = Vec::new();
+    let mut seen: HashSet<&str> = HashSet::new();
     let calls = document.graphs.iter().flat_map(|graph| &graph.nodes);
     for arg in calls.flat_map(|node| node.args.iter().chain(node.kwargs.values())) {
         if let document::Arg::Layer(name) = arg
-            && !names.contains(&name)
+            && seen.insert(name)
         {
             names.push(name);
         }
     }
-    let described: Result<Vec<(&String, &document::Layer)>> = names
+    let described: Result<Vec<(&str, &document::Layer)>> = names
         .into_iter()
         .map(|name| {
             let layer = document.layers.get(name).ok_or_else(|| Error::Malformed {

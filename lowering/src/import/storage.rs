@@ -5,14 +5,32 @@
 //! storage's next value; tensors of the same storage are read through their chains from then on.
 
 use crate::ir::{Builder, Dim, Op, TensorType, Value};
+use std::rc::Rc;
 
 /// A tensor of the FX graph.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     storage: usize,
-    moves: Vec<Op>,
+    last: Option<Rc<Move>>,
     value: Value,
     version: u32,
+}
+
+/// A movement, and those before it. Views of a view share them.
+#[derive(Debug)]
+struct Move {
+    step: Op,
+    before: Option<Rc<Move>>,
+}
+
+impl Tensor {
+    /// Movements from the storage on.
+    fn moves(&self) -> Vec<&Op> {
+        let last = std::iter::successors(self.last.as_deref(), |step| step.before.as_deref());
+        let mut moves: Vec<&Op> = last.map(|step| &step.step).collect();
+        moves.reverse();
+        moves
+    }
 }
 
 /// All storages of a graph.
@@ -32,7 +50,7 @@ impl Storages {
         self.storages.push(Storage { value, version: 0 });
         Tensor {
             storage: self.storages.len() - 1,
-            moves: Vec::new(),
+            last: None,
             value,
             version: 0,
         }
@@ -45,21 +63,20 @@ impl Storages {
             return Ok(tensor.value);
         }
         tensor
-            .moves
-            .iter()
+            .moves()
+            .into_iter()
             .try_fold(storage.value, |value, step| builder.apply(step, value))
     }
 
     /// A view of the tensor.
     pub fn view(&self, builder: &mut Builder, tensor: &Tensor, step: Op) -> Result<Tensor, String> {
-        let before = self.read(builder, tensor)?;
-        let value = builder.apply(&step, before)?;
-        let mut moves = tensor.moves.clone();
-        moves.push(step);
+        let value = self.read(builder, tensor)?;
+        let value = builder.apply(&step, value)?;
+        let before = tensor.last.clone();
         let version = self.storages[tensor.storage].version;
         Ok(Tensor {
             storage: tensor.storage,
-            moves,
+            last: Some(Rc::new(Move { step, before })),
             value,
             version,
         })
@@ -73,7 +90,8 @@ impl Storages {
         new: Value,
     ) -> Result<(), String> {
         let mut before = vec![self.storages[tensor.storage].value];
-        for step in &tensor.moves {
+        let moves = tensor.moves();
+        for step in &moves {
             let last = before[before.len() - 1];
             before.push(builder.apply(step, last)?);
         }
@@ -82,7 +100,7 @@ impl Storages {
             return Err(format!("a write of {} to {target}", builder.type_of(new)));
         }
         let mut value = new;
-        for (step, old) in tensor.moves.iter().zip(&before).rev() {
+        for (step, old) in moves.iter().zip(&before).rev() {
             value = unapply(builder, step, *old, value)?;
         }
         let storage = &mut self.storages[tensor.storage];

@@ -4,7 +4,9 @@
 use super::graph::{Graph, Source, TensorType, Value};
 use super::infer::check_bounds;
 use super::{Binary, DType, Dim, Float, Op, Reduction, Scalar, Unary, infer, product};
-use std::collections::HashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
+use smallvec::SmallVec;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 /// A graph under construction. Methods fail with the reason; the caller knows the place.
@@ -13,7 +15,8 @@ pub struct Builder {
     pub graph: Graph,
     /// Attached to nodes built from now on.
     pub source: Option<Arc<Source>>,
-    known: HashMap<(Op, Vec<Value>, Vec<TensorType>), u32>,
+    /// Pure nodes by the hash of operator, operands and types.
+    known: FxHashMap<u64, SmallVec<[super::NodeId; 1]>>,
 }
 
 type Built = Result<Value, String>;
@@ -39,13 +42,20 @@ impl Builder {
         if op.is_effect() || matches!(op, Op::Island { .. }) {
             return self.graph.add(op, operands, types, self.source.clone());
         }
-        let key = (op, operands.to_vec(), types);
-        if let Some(index) = self.known.get(&key) {
-            return super::NodeId::new(*index as usize);
+        let same = self
+            .known
+            .entry(FxBuildHasher.hash_one((&op, operands, &types)));
+        let same = same.or_default();
+        let graph = &self.graph;
+        let is_same = |id: &super::NodeId| {
+            let node = graph.node(*id);
+            node.op == op && node.types == types && graph.operands(*id).as_slice() == operands
+        };
+        if let Some(id) = same.iter().copied().find(is_same) {
+            return id;
         }
-        let (op, _, types) = key.clone();
         let id = self.graph.add(op, operands, types, self.source.clone());
-        self.known.insert(key, id.index() as u32);
+        same.push(id);
         id
     }
 

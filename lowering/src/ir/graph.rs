@@ -5,8 +5,11 @@ use super::{DType, Dim, Op};
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
+use rustc_hash::FxHasher;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 /// Identity of a node in its [`Graph`].
@@ -93,12 +96,14 @@ pub struct Node {
     pub source: Option<Arc<Source>>,
 }
 
-/// An edge carries result `output` of its source as operand `operand` of its target.
+/// An edge carries this result of its source. A node's edges are added in the order of its operands.
 #[derive(Clone, Copy, Debug)]
 struct Use {
     output: u32,
-    operand: u32,
 }
+
+/// Operands of a node: few, and asked for at every turn.
+pub type Operands = SmallVec<[Value; 4]>;
 
 /// A dataflow graph. Effects run in the order of [`Graph::effects`].
 #[derive(Clone, Debug, Default)]
@@ -120,10 +125,9 @@ impl Graph {
     ) -> NodeId {
         let is_effect = op.is_effect();
         let node = self.nodes.add_node(Node { op, types, source });
-        for (operand, value) in operands.iter().enumerate() {
+        for value in operands {
             let edge = Use {
                 output: value.output,
-                operand: operand as u32,
             };
             self.nodes.add_edge(value.node, node, edge);
         }
@@ -149,23 +153,17 @@ impl Graph {
     }
 
     /// Operands in order.
-    pub fn operands(&self, id: NodeId) -> Vec<Value> {
-        let mut operands: Vec<(u32, Value)> = self
-            .nodes
-            .edges_directed(id, Direction::Incoming)
-            .map(|edge| {
-                let use_ = edge.weight();
-                (
-                    use_.operand,
-                    Value {
-                        node: edge.source(),
-                        output: use_.output,
-                    },
-                )
+    pub fn operands(&self, id: NodeId) -> Operands {
+        let edges = self.nodes.edges_directed(id, Direction::Incoming);
+        let mut operands: Operands = edges
+            .map(|edge| Value {
+                node: edge.source(),
+                output: edge.weight().output,
             })
             .collect();
-        operands.sort_unstable_by_key(|(operand, _)| *operand);
-        operands.into_iter().map(|(_, value)| value).collect()
+        // petgraph lists the edge that was added last first.
+        operands.reverse();
+        operands
     }
 
     /// Number of nodes.
@@ -186,16 +184,15 @@ impl Graph {
 
     /// The graph in canonical order: what effects, then outputs need, operands first in operand order.
     /// Nothing else is kept, and the order of construction leaves no trace.
-    pub fn canonical(&self) -> Graph {
+    pub fn into_canonical(mut self) -> Graph {
         let mut canonical = Graph::default();
         let mut renamed: Vec<Option<NodeId>> = vec![None; self.len()];
-        let roots = self
-            .effects
-            .iter()
-            .copied()
-            .chain(self.outputs.iter().map(|value| value.node));
-        for root in roots {
-            let mut stack = vec![root];
+        let effects = std::mem::take(&mut self.effects);
+        let outputs = std::mem::take(&mut self.outputs);
+        let roots = effects.into_iter();
+        let mut stack: Vec<NodeId> = Vec::new();
+        for root in roots.chain(outputs.iter().map(|value| value.node)) {
+            stack.push(root);
             while let Some(id) = stack.last().copied() {
                 if renamed[id.index()].is_some() {
                     stack.pop();
@@ -212,26 +209,44 @@ impl Graph {
                     continue;
                 }
                 stack.pop();
-                let operands: Vec<Value> = operands
+                let operands: Operands = operands
                     .iter()
                     .filter_map(|value| rename(&renamed, *value))
                     .collect();
-                let node = self.node(id);
-                let added = canonical.add(
-                    node.op.clone(),
-                    &operands,
-                    node.types.clone(),
-                    node.source.clone(),
-                );
-                renamed[id.index()] = Some(added);
+                let node = &mut self.nodes[id];
+                // A node is visited once: what it holds can move.
+                let op = std::mem::replace(&mut node.op, Op::Input(0));
+                let (types, source) = (std::mem::take(&mut node.types), node.source.take());
+                renamed[id.index()] = Some(canonical.add(op, &operands, types, source));
             }
         }
-        canonical.outputs = self
-            .outputs
+        canonical.outputs = outputs
             .iter()
             .filter_map(|value| rename(&renamed, *value))
             .collect();
         canonical
+    }
+
+    /// Whether the graphs differ in names and sources alone.
+    pub fn same_structure(&self, other: &Graph) -> bool {
+        let same = |id: NodeId| {
+            let (a, b) = (self.node(id), other.node(id));
+            a.op == b.op && a.types == b.types && self.operands(id) == other.operands(id)
+        };
+        self.len() == other.len()
+            && (&self.effects, &self.outputs) == (&other.effects, &other.outputs)
+            && self.topological().all(same)
+    }
+
+    /// A hash that graphs of [the same structure](Graph::same_structure) share.
+    pub fn structure_hash(&self) -> u64 {
+        let mut hasher = FxHasher::default();
+        for id in self.topological() {
+            let node = self.node(id);
+            (&node.op, &node.types, self.operands(id)).hash(&mut hasher);
+        }
+        (&self.effects, &self.outputs).hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Renumbers leaves: `choose` maps a leaf's operator to its new one.

@@ -12,7 +12,7 @@ mod verify;
 pub use builder::{Builder, widens};
 pub use dim::{Dim, SymbolId, product};
 pub use dtype::DType;
-pub use graph::{Graph, MAX_SIZE, Node, NodeId, Source, TensorType, Value};
+pub use graph::{Graph, MAX_SIZE, Node, NodeId, Operands, Source, TensorType, Value};
 pub use infer::{broadcast, infer, scalar_dtype, slice_length};
 pub use op::{Activation, Binary, Float, Op, Reduction, RopeStyle, Scalar, Unary};
 pub use verify::verify;

@@ -7,8 +7,9 @@ use crate::error::{Error, Result};
 use crate::import::ImportedGraph;
 use crate::ir::{Graph, NodeId, Op, Source, TensorType, Value, verify};
 use crate::rewrite::{Rewritten, rewrite};
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How a graph was planned.
@@ -25,34 +26,16 @@ pub struct PlanReport {
     pub nodes_after: usize,
 }
 
-/// Everything that decides how a piece is rewritten. Names and weights are not in it.
-type Shape = (Vec<(Op, Vec<(u32, u32)>, Vec<TensorType>)>, Vec<(u32, u32)>);
-
-fn shape_of(graph: &Graph) -> Shape {
-    let pair = |value: &Value| (value.node.index() as u32, value.output);
-    let nodes = graph
-        .topological()
-        .map(|id| {
-            let node = graph.node(id);
-            (
-                node.op.clone(),
-                graph.operands(id).iter().map(pair).collect(),
-                node.types.clone(),
-            )
-        })
-        .collect();
-    (nodes, graph.outputs.iter().map(pair).collect())
-}
-
 /// State of one graph's planning.
 struct Planner<'a> {
     graph: &'a Graph,
     places: Vec<Place>,
     plan: GraphPlan,
     report: PlanReport,
-    slots: HashMap<Value, Slot>,
-    constants: HashMap<Value, u32>,
-    known: HashMap<Shape, u32>,
+    slots: FxHashMap<Value, Slot>,
+    constants: FxHashMap<Value, u32>,
+    /// Compiled pieces with their region, by [`Graph::structure_hash`].
+    known: FxHashMap<u64, Vec<(Graph, u32)>>,
 }
 
 /// Plans a graph.
@@ -73,9 +56,9 @@ pub fn build(imported: &ImportedGraph) -> Result<(GraphPlan, PlanReport)> {
             outputs: Vec::new(),
         },
         report: PlanReport::default(),
-        slots: HashMap::new(),
-        constants: HashMap::new(),
-        known: HashMap::new(),
+        slots: FxHashMap::default(),
+        constants: FxHashMap::default(),
+        known: FxHashMap::default(),
     };
     for id in graph.topological() {
         if let Op::Input(index) = graph.node(id).op {
@@ -138,17 +121,23 @@ impl Planner<'_> {
             .collect();
         let inputs: Result<Vec<Slot>> =
             piece.inputs.iter().map(|value| self.slot(*value)).collect();
-        let shape = shape_of(&piece.graph);
-        let region = match self.known.get(&shape) {
-            Some(region) => *region,
+        let nodes = piece.graph.len();
+        let hash = piece.graph.structure_hash();
+        let same = |(graph, _): &&(Graph, u32)| graph.same_structure(&piece.graph);
+        let known = self.known.get(&hash).and_then(|all| all.iter().find(same));
+        let region = match known {
+            Some((_, region)) => *region,
             None => {
-                let index = self.compile(&piece)?;
-                self.known.insert(shape, index);
-                index
+                let region = self.compile(&piece)?;
+                self.known
+                    .entry(hash)
+                    .or_default()
+                    .push((piece.graph, region));
+                region
             }
         };
         self.report.calls[region as usize] += 1;
-        self.report.nodes_before += piece.graph.len();
+        self.report.nodes_before += nodes;
         self.report.nodes_after += self.plan.regions[region as usize].instructions.len();
         let step = Step::Call {
             region,
@@ -294,10 +283,10 @@ fn merge_ropes(graph: &Graph) -> Graph {
     }
     groups.retain(|_, members| members.len() > 1 && independent(graph, members));
     let mut merged = Graph::default();
-    let mut renamed: HashMap<Value, Value> = HashMap::new();
+    let mut renamed: FxHashMap<Value, Value> = FxHashMap::default();
     // A merged operator stands where its last member stood; what lies between moves behind it only
     // if it needs a member, so members are emitted by need.
-    let group_of: HashMap<NodeId, &Vec<NodeId>> = groups
+    let group_of: FxHashMap<NodeId, &Vec<NodeId>> = groups
         .values()
         .flat_map(|members| members.iter().map(move |member| (*member, members)))
         .collect();
@@ -314,7 +303,7 @@ fn merge_ropes(graph: &Graph) -> Graph {
             let members: &[NodeId] = group_of
                 .get(&id)
                 .map_or(std::slice::from_ref(&id), |members| members);
-            let mut operands: Vec<Value> = graph.operands(members[0]);
+            let mut operands = graph.operands(members[0]);
             operands.extend(members[1..].iter().map(|member| graph.operands(*member)[2]));
             let missing: Vec<NodeId> = operands
                 .iter()
@@ -365,7 +354,7 @@ fn independent(graph: &Graph, members: &[NodeId]) -> bool {
             .iter()
             .map(|value| value.node)
             .collect();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = FxHashSet::default();
         while let Some(id) = stack.pop() {
             if members.contains(&id) {
                 return false;
@@ -382,7 +371,7 @@ fn independent(graph: &Graph, members: &[NodeId]) -> bool {
 fn flatten(graph: &Graph, piece: &Piece) -> (Region, Vec<Option<Source>>) {
     let num_inputs = piece.inputs.len() as u32;
     let num_parameters = piece.parameters.len() as u32;
-    let mut registers: HashMap<Value, Register> = HashMap::new();
+    let mut registers: FxHashMap<Value, Register> = FxHashMap::default();
     let mut next = num_inputs + num_parameters;
     let mut instructions: Vec<Instruction> = Vec::new();
     let mut sources = Vec::new();
@@ -463,7 +452,7 @@ fn release<'a>(
     instructions: impl DoubleEndedIterator<Item = (Vec<u32>, Vec<u32>, &'a mut Vec<u32>)>,
     kept: &[u32],
 ) {
-    let mut needed: std::collections::HashSet<u32> = kept.iter().copied().collect();
+    let mut needed: FxHashSet<u32> = kept.iter().copied().collect();
     for (inputs, outputs, release) in instructions.rev() {
         for register in inputs.into_iter().chain(outputs) {
             if needed.insert(register) {

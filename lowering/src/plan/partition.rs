@@ -6,8 +6,8 @@
 //! at load and belongs to no piece. Reshapes and widening casts are repeated in each piece that needs
 //! them, so that pieces exchange values in the form that computed them and rules see the movement.
 
-use crate::ir::{Graph, NodeId, Op, Value, widens};
-use std::collections::{HashMap, HashSet};
+use crate::ir::{Graph, NodeId, Op, Operands, Value, widens};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 /// Where a node is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ fn has_symbol(op: &Op) -> bool {
 /// Values of each level's piece that something outside the piece reads, in the readers' order.
 pub fn outputs(graph: &Graph, places: &[Place]) -> Vec<Vec<Value>> {
     let mut outputs: Vec<Vec<Value>> = Vec::new();
-    let mut known: HashSet<Value> = HashSet::new();
+    let mut known: FxHashSet<Value> = FxHashSet::default();
     let mut emit = |value: Value, reader: Place| {
         let Place::Piece(level) = places[value.node.index()] else {
             return;
@@ -124,7 +124,7 @@ pub fn piece(graph: &Graph, places: &[Place], level: u32, outputs: Vec<Value>) -
         parameters: vec![],
         outputs,
     };
-    let mut copied: HashMap<Value, Value> = HashMap::new();
+    let mut copied: FxHashMap<Value, Value> = FxHashMap::default();
     for root in piece.outputs.clone() {
         let mut stack = vec![root];
         while let Some(value) = stack.last().copied() {
@@ -136,7 +136,7 @@ pub fn piece(graph: &Graph, places: &[Place], level: u32, outputs: Vec<Value>) -
             let operands = if inside {
                 graph.operands(value.node)
             } else {
-                Vec::new()
+                Operands::new()
             };
             let before = stack.len();
             stack.extend(
@@ -189,7 +189,7 @@ fn copy(
     place: Place,
     level: u32,
     piece: &mut Piece,
-    copied: &mut HashMap<Value, Value>,
+    copied: &mut FxHashMap<Value, Value>,
     value: Value,
     operands: &[Value],
 ) {
@@ -203,7 +203,7 @@ fn copy(
     };
     match place {
         Place::Piece(of) if of == level => {
-            let operands: Vec<Value> = operands.iter().map(|operand| copied[operand]).collect();
+            let operands: Operands = operands.iter().map(|operand| copied[operand]).collect();
             let id: NodeId = piece.graph.add(
                 node.op.clone(),
                 &operands,

@@ -9,14 +9,17 @@ use super::cost::cost;
 use super::language::{Term, Terms};
 use crate::ir::{Graph, Node, Op, Source, Value};
 use egg::{Id, Language};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use fixedbitset::FixedBitSet;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// The cheapest known form of a class: its operator and everything that computing it pays for.
+/// The cheapest known form of a class: its operator, and the classes that computing it pays for.
 struct Choice<'a> {
     term: &'a Term,
     total: u64,
-    paid: BTreeMap<Id, u64>,
+    paid: FixedBitSet,
 }
 
 /// The cheapest graph that computes the roots.
@@ -27,14 +30,14 @@ pub fn extract(
 ) -> Result<Graph, String> {
     let mut choices = choose(egraph);
     share_results(egraph, roots, &mut choices);
-    let mut origin: HashMap<Id, Arc<Source>> = HashMap::new();
+    let mut origin: FxHashMap<Id, Arc<Source>> = FxHashMap::default();
     for (class, source) in sources {
         origin
             .entry(egraph.find(*class))
             .or_insert_with(|| source.clone());
     }
     let mut graph = Graph::default();
-    let mut built: HashMap<Id, Value> = HashMap::new();
+    let mut built: FxHashMap<Id, Value> = FxHashMap::default();
     for root in roots {
         let mut stack = vec![egraph.find(*root)];
         while let Some(class) = stack.last().copied() {
@@ -88,7 +91,7 @@ pub fn extract(
 
 /// Takes a class's value from a fused operator that is computed anyway. Greedy choice sees one class
 /// at a time: alone, a sum is cheaper than the norm that also yields it.
-fn share_results<'a>(egraph: &'a Terms, roots: &[Id], choices: &mut HashMap<Id, Choice<'a>>) {
+fn share_results<'a>(egraph: &'a Terms, roots: &[Id], choices: &mut FxHashMap<Id, Choice<'a>>) {
     let mut changed = true;
     while std::mem::take(&mut changed) {
         let needed = needed(egraph, roots, choices);
@@ -113,7 +116,7 @@ fn share_results<'a>(egraph: &'a Terms, roots: &[Id], choices: &mut HashMap<Id, 
 }
 
 /// Classes that the chosen forms of the roots consist of.
-fn needed(egraph: &Terms, roots: &[Id], choices: &HashMap<Id, Choice>) -> BTreeSet<Id> {
+fn needed(egraph: &Terms, roots: &[Id], choices: &FxHashMap<Id, Choice>) -> BTreeSet<Id> {
     let mut needed = BTreeSet::new();
     let mut stack: Vec<Id> = roots.iter().map(|root| egraph.find(*root)).collect();
     while let Some(class) = stack.pop() {
@@ -133,7 +136,7 @@ fn needed(egraph: &Terms, roots: &[Id], choices: &HashMap<Id, Choice>) -> BTreeS
 }
 
 /// Whether the chosen form of `from` needs `class`.
-fn reaches(egraph: &Terms, choices: &HashMap<Id, Choice>, from: Id, class: Id) -> bool {
+fn reaches(egraph: &Terms, choices: &FxHashMap<Id, Choice>, from: Id, class: Id) -> bool {
     needed(egraph, &[from], choices).contains(&class)
 }
 
@@ -141,8 +144,8 @@ fn reaches(egraph: &Terms, choices: &HashMap<Id, Choice>, from: Id, class: Id) -
 fn name_fused(
     graph: &mut Graph,
     egraph: &Terms,
-    origin: &HashMap<Id, Arc<Source>>,
-    built: &HashMap<Id, Value>,
+    origin: &FxHashMap<Id, Arc<Source>>,
+    built: &FxHashMap<Id, Value>,
 ) {
     let mut named: Vec<(Value, Arc<Source>)> = built
         .iter()
@@ -155,55 +158,88 @@ fn name_fused(
     }
 }
 
-fn choose(egraph: &Terms) -> HashMap<Id, Choice<'_>> {
-    let mut classes: Vec<Id> = egraph.classes().map(|class| class.id).collect();
-    classes.sort_unstable();
-    let mut choices: HashMap<Id, Choice> = HashMap::new();
+/// The terms of every class, ready to price: classes are numbered densely.
+struct Candidates<'a> {
+    /// `(class, term, its own cost, classes of its operands)`, by class.
+    terms: Vec<(usize, &'a Term, u64, SmallVec<[usize; 4]>)>,
+    ids: Vec<Id>,
+}
+
+fn candidates(egraph: &Terms) -> Candidates<'_> {
+    let mut ids: Vec<Id> = egraph.classes().map(|class| class.id).collect();
+    ids.sort_unstable();
+    let number: FxHashMap<Id, usize> = ids.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+    let of_class = |(class, id): (usize, &Id)| {
+        let terms = egraph[*id].nodes.iter();
+        let priced: Vec<_> = terms
+            .map(|term| {
+                let children = term.children().iter();
+                let children = children.map(|child| number[&egraph.find(*child)]);
+                (class, term, cost(&term.op), children.collect())
+            })
+            .collect();
+        priced
+    };
+    let terms = ids.iter().enumerate().flat_map(of_class).collect();
+    Candidates { terms, ids }
+}
+
+/// The best choice of every class that has a finite form.
+///
+/// Sweeps until nothing improves. A choice's total is never below an operand's, and a choice is only
+/// ever replaced by a cheaper one (or by an equally cheap, smaller term), so that sweeps end and
+/// choices never form a cycle.
+fn choose(egraph: &Terms) -> FxHashMap<Id, Choice<'_>> {
+    let Candidates { terms, ids } = candidates(egraph);
+    let mut choices: Vec<Option<Choice>> = ids.iter().map(|_| None).collect();
+    let mut costs: Vec<u64> = vec![0; ids.len()];
     loop {
         let mut changed = false;
-        for class in &classes {
-            for term in &egraph[*class].nodes {
-                let Some(candidate) = price(egraph, *class, term, &choices) else {
-                    continue;
-                };
-                let better = choices
-                    .get(class)
-                    .is_none_or(|best| (candidate.total, candidate.term) < (best.total, best.term));
-                if better {
-                    choices.insert(*class, candidate);
-                    changed = true;
-                }
+        for (class, term, own, children) in &terms {
+            let Some((total, paid)) = price(*class, *own, children, &choices, &costs) else {
+                continue;
+            };
+            let better = choices[*class]
+                .as_ref()
+                .is_none_or(|best| (total, *term) < (best.total, best.term));
+            if better {
+                choices[*class] = Some(Choice { term, total, paid });
+                costs[*class] = *own;
+                changed = true;
             }
         }
         if !changed {
-            return choices;
+            let known = ids.into_iter().zip(choices);
+            return known
+                .filter_map(|(id, choice)| Some((id, choice?)))
+                .collect();
         }
     }
 }
 
-/// The price of a term under the present choices; `None` if an operand has no form yet or needs this class.
-fn price<'a>(
-    egraph: &Terms,
-    class: Id,
-    term: &'a Term,
-    choices: &HashMap<Id, Choice>,
-) -> Option<Choice<'a>> {
-    let mut paid = BTreeMap::new();
-    for child in term.children() {
-        let child = choices.get(&egraph.find(*child))?;
-        if paid.is_empty() {
-            paid = child.paid.clone();
-        } else {
-            paid.extend(child.paid.iter().map(|(class, cost)| (*class, *cost)));
-        }
+/// What a term costs under the present choices, and the classes that it pays for; `None` if an
+/// operand has no form yet or needs this class.
+fn price(
+    class: usize,
+    own: u64,
+    children: &[usize],
+    choices: &[Option<Choice>],
+    costs: &[u64],
+) -> Option<(u64, FixedBitSet)> {
+    let mut paid = FixedBitSet::with_capacity(costs.len());
+    let mut dearest = 0;
+    for child in children {
+        let child = choices[*child].as_ref()?;
+        paid.union_with(&child.paid);
+        dearest = dearest.max(child.total);
     }
-    if paid.contains_key(&class) {
+    if paid.put(class) {
         return None;
     }
-    paid.insert(class, cost(&term.op));
-    Some(Choice {
-        term,
-        total: paid.values().sum(),
-        paid,
-    })
+    let operands: u64 = paid
+        .ones()
+        .filter(|paid| *paid != class)
+        .map(|paid| costs[paid])
+        .sum();
+    Some((operands.max(dearest) + own, paid))
 }

@@ -17,6 +17,7 @@ pub struct Term {
 }
 
 /// A named set of operators, as patterns write it.
+#[derive(Debug)]
 pub struct Predicate {
     pub name: &'static str,
     /// [`Op::name`] of the operators in the set.

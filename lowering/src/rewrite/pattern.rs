@@ -18,7 +18,7 @@ pub enum Pattern {
     /// `(name ..)` or `?n:(name ..)`.
     Node {
         bind: Option<Var>,
-        name: &'static str,
+        predicate: &'static Predicate,
         children: Vec<Pattern>,
     },
 }
@@ -63,7 +63,7 @@ fn parse<'a>(
                 tokens.next();
                 return Ok(Pattern::Node {
                     bind,
-                    name: predicate.name,
+                    predicate,
                     children,
                 });
             }
@@ -86,12 +86,9 @@ impl Pattern {
             }
             Pattern::Node {
                 bind,
-                name,
+                predicate,
                 children,
             } => {
-                let Some(predicate) = Predicate::named(name) else {
-                    return;
-                };
                 let mut bound = bound.clone();
                 if let Some(variable) = bind {
                     bound.insert(*variable, class);
@@ -162,10 +159,7 @@ impl Searcher<Term, Types> for Pattern {
     }
 
     fn search_with_limit(&self, egraph: &Terms, limit: usize) -> Vec<SearchMatches<'_, Term>> {
-        let Pattern::Node { name, .. } = self else {
-            return Vec::new();
-        };
-        let Some(predicate) = Predicate::named(name) else {
+        let Pattern::Node { predicate, .. } = self else {
             return Vec::new();
         };
         let Some(classes) = egraph.classes_for_op(&predicate.kind) else {

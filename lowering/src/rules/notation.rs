@@ -70,7 +70,7 @@ pub fn parse(text: &str) -> Graph {
         }
     }
     reader.builder.graph.outputs = outputs;
-    reader.builder.graph.canonical()
+    reader.builder.graph.into_canonical()
 }
 
 #[derive(Default)]

@@ -76,13 +76,12 @@ impl Writer<'_> {
             }
             Pattern::Node {
                 bind,
-                name,
+                predicate,
                 children,
             } => {
                 let operands: Result<Vec<Value>, Stop> =
                     children.iter().map(|child| self.write(child)).collect();
                 let mut operands = operands?;
-                let predicate = Predicate::named(name).ok_or(Stop::Dead)?;
                 let types: Vec<TensorType> = operands
                     .iter()
                     .map(|value| self.values.builder.type_of(*value).clone())
@@ -218,7 +217,7 @@ fn follow(pattern: &Pattern, site: usize, choices: &[usize], env: &Env, bits: u6
     let mut graph = writer.values.builder.graph;
     graph.outputs = outputs;
     Outcome::Done(Instance {
-        graph: graph.canonical(),
+        graph: graph.into_canonical(),
         inputs: writer.values.inputs,
     })
 }
