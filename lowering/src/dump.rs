@@ -190,7 +190,8 @@ pub fn describe(op: &Op) -> String {
         | Op::Binary(_)
         | Op::Where
         | Op::Matmul
-        | Op::Addmm => String::new(),
+        | Op::Addmm
+        | Op::ExpertMatmul => String::new(),
     };
     if attributes.is_empty() {
         name.to_string()

@@ -146,6 +146,8 @@ class LoweredModel:
         release = release and not lowering.report["fallback"]
         weights = _Weights(model, lowering.captured, release)
         self.plan = lowering.plan
+        self.report = lowering.report
+        self.layers = lowering.captured.layers
         self._model = runtime.load(lowering.plan, weights, run_island)
 
     def allocate_kv_cache(self, config: KVCacheConfig, kernel_block_sizes: list[int]) -> int:

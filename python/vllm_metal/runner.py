@@ -31,7 +31,7 @@ from vllm.v1.outputs import SamplerOutput
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-from vllm_metal import checkpoint, envs
+from vllm_metal import checkpoint, envs, layers
 from vllm_metal.lowered import HiddenStates, LoweredModel, log_report, lower
 from vllm_metal.mapped_weights import mapped_weights
 from vllm_metal.memory import MemoryBudget, human
@@ -59,6 +59,7 @@ class MetalModelRunner(CPUModelRunner):
         if load_dummy_weights:
             raise ValueError("elastic expert parallelism is not supported")
         start = time.perf_counter()
+        layers.register()
         self.model = self._load_model()
         if self.lora_config:
             self.model = self.load_lora_model(self.model, self.vllm_config, self.device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch versions of the Triton kernels that vLLM's runner launches on every step."""
+"""PyTorch versions of Triton kernels that vLLM launches."""
 
 import functools
 import warnings
@@ -41,11 +41,33 @@ def compute_slot_mapping(
     slot_mapping_ptr[num_tokens:max_num_tokens] = PAD_ID
 
 
+def compute_identity_experts(
+    top_k: int,
+    hidden_states_ptr: torch.Tensor,
+    expert_scales_ptr: torch.Tensor,
+    num_tokens: int,
+    output_ptr: torch.Tensor,
+    hidden_dim: int,
+    scales_stride: int,
+    BLOCK_SIZE: int,
+) -> None:
+    """Experts that hand their token on: output [num_tokens, hidden_dim] (written) is the token
+    times the sum of their weights, expert_scales [num_tokens, top_k]. The parameter names are those
+    of vLLM's kernel, `vllm.model_executor.layers.fused_moe.fused_moe.compute_identity_kernel`.
+    """
+    output_ptr.copy_(hidden_states_ptr.float() * expert_scales_ptr.sum(dim=-1, keepdim=True))
+
+
 @functools.cache
 def register() -> None:
     """Put these in the place of vLLM's kernels, in the process that runs the model."""
     with warnings.catch_warnings():  # vLLM looks at every attribute of every module
         warnings.simplefilter("ignore", FutureWarning)
         register_kernels(
-            {"vllm.v1.worker.block_table.ComputeSlotMappingKernel.kernel": compute_slot_mapping}
+            {
+                "vllm.v1.worker.block_table.ComputeSlotMappingKernel.kernel": compute_slot_mapping,
+                "vllm.model_executor.layers.fused_moe.fused_moe.compute_identity_kernel": (
+                    compute_identity_experts
+                ),
+            }
         )

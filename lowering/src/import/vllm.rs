@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! vLLM's own operators: the vLLM IR (`vllm_ir.*`) and the opaque attention.
+//! vLLM's own operators: the vLLM IR (`vllm_ir.*`), the opaque attention, and the plugin's own.
 
 use super::call::{Call, Item};
 use super::dispatch::Claims;
@@ -15,7 +15,20 @@ pub const CLAIMS: Claims = &[
         fused_add_rms_norm,
     ),
     ("vllm.unified_attention_with_output.default", attention),
+    ("vllm_metal.expert_matmul.default", expert_matmul),
 ];
+
+/// The product of a mixture of experts (`python/vllm_metal/layers/moe.py`).
+fn expert_matmul(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, weight, experts] = call.bind(["x", "weight", "expert_ids"])?;
+    let operands = [
+        importer.value(&x)?,
+        importer.value(&weight)?,
+        importer.value(&experts)?,
+    ];
+    let value = importer.builder.add(Op::ExpertMatmul, &operands)?;
+    Ok(importer.fresh(value))
+}
 
 /// vLLM `ir.ops.rms_norm`, operator by operator: the rules fuse it, so that whole and decomposed
 /// captures meet in one form.

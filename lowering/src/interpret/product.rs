@@ -48,3 +48,44 @@ pub(super) fn matmul(
         data: Data::Float(result),
     })
 }
+
+/// `x[t, k | 0] @ w[experts[t, k]]^T`
+pub(super) fn expert_matmul(
+    precision: Precision,
+    x: &Tensor,
+    weights: &Tensor,
+    experts: &Tensor,
+    shape: Vec<usize>,
+) -> Result<Tensor, String> {
+    let (&[tokens, slots, inner], &[count, columns, rows], &[t, k]) = (
+        x.shape.as_slice(),
+        weights.shape.as_slice(),
+        experts.shape.as_slice(),
+    ) else {
+        return Err("experts of another rank".into());
+    };
+    if inner != rows || tokens != t || (slots != k && slots != 1) {
+        return Err(format!("{:?} by experts {:?}", x.shape, experts.shape));
+    }
+    let (a, w, chosen) = (x.as_floats()?, weights.as_floats()?, experts.as_ints()?);
+    let mut result = Vec::with_capacity(elements(&shape)?);
+    for token in 0..t {
+        for slot in 0..k {
+            let expert = usize::try_from(chosen[token * k + slot])
+                .ok()
+                .filter(|expert| *expert < count)
+                .ok_or("an expert that does not exist")?;
+            let row = (token * slots + slot.min(slots - 1)) * inner;
+            for column in 0..columns {
+                let weight = (expert * columns + column) * inner;
+                let total: f64 = (0..inner).map(|i| a[row + i] * w[weight + i]).sum();
+                result.push(precision.round(x.dtype, total));
+            }
+        }
+    }
+    Ok(Tensor {
+        dtype: x.dtype,
+        shape,
+        data: Data::Float(result),
+    })
+}

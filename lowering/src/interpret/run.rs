@@ -4,7 +4,7 @@
 use super::fused;
 use super::movement;
 use super::pointwise;
-use super::product::matmul;
+use super::product::{expert_matmul, matmul};
 use super::reduce;
 use super::round::Precision;
 use super::tensor::{Number, Tensor};
@@ -176,6 +176,9 @@ fn compute(
             Some(operand(2)?),
             sizes,
         )?,
+        Op::ExpertMatmul => {
+            expert_matmul(precision, operand(0)?, operand(1)?, operand(2)?, sizes)?
+        }
         Op::RmsNorm { eps } => {
             let x = operand(0)?;
             fused::rms_norm(precision, x, x.dtype, optional(1), eps.get())?

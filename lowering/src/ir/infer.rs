@@ -273,6 +273,28 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             check_weight(&result, &[&bias])?;
             Ok(vec![result])
         }
+        Op::ExpertMatmul => {
+            let [x, weights, experts] = arity(operands)?;
+            same_dtype(&x, &weights)?;
+            let whole = matches!(experts.dtype, DType::Int32 | DType::Int64 | DType::Uint32);
+            match (
+                x.shape.as_slice(),
+                weights.shape.as_slice(),
+                experts.shape.as_slice(),
+            ) {
+                (&[tokens, slots, inner], &[count, columns, rows], &[t, k])
+                    if whole
+                        && x.dtype.is_float()
+                        && inner == rows
+                        && tokens == t
+                        && (slots == k || slots == Dim::Fixed(1))
+                        && count.fixed().is_some_and(|count| count > 0) =>
+                {
+                    Ok(typed(x.dtype, vec![t, k, columns]))
+                }
+                _ => Err(format!("{x} by the experts {experts} of {weights}")),
+            }
+        }
         Op::RmsNorm { .. } | Op::LayerNorm { .. } => {
             let x = operands.first().ok_or("no operand")?;
             let most = if matches!(op, Op::RmsNorm { .. }) {

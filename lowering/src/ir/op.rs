@@ -290,6 +290,9 @@ pub enum Op {
     Matmul,
     /// `x [.., m, k], w [k, n], b [n] -> x @ w + b`
     Addmm,
+    /// `x [t, k | 1, m], w [e, n, m], experts [t, k] -> [t, k, n]`: each row by the weights of its
+    /// expert, `w[experts[t, k]] @ x[t, k]` (MLX `gather_mm`). Other experts' weights are not read.
+    ExpertMatmul,
 
     // 6. Fused: what rewrite rules produce
     /// `x [.., n], w? [n] -> x / sqrt(mean(x^2) + eps) * w` (Zhang & Sennrich 2019), normalised in
@@ -360,6 +363,7 @@ impl Op {
             Op::Topk { .. } => "topk",
             Op::Matmul => "matmul",
             Op::Addmm => "addmm",
+            Op::ExpertMatmul => "expert_matmul",
             Op::RmsNorm { .. } => "rms_norm",
             Op::AddRmsNorm { .. } => "add_rms_norm",
             Op::LayerNorm { .. } => "layer_norm",

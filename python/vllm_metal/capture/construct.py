@@ -11,6 +11,8 @@ from vllm.config import VllmConfig
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from vllm_metal import layers
+
 
 def construct(vllm_config: VllmConfig) -> nn.Module:
     """vLLM's model for ``vllm_config`` with every parameter on the meta device.
@@ -18,6 +20,7 @@ def construct(vllm_config: VllmConfig) -> nn.Module:
     Buffers and other tensors computed at construction (rope tables, alibi slopes) have their
     values. vLLM's process groups must exist (see ``single_process``).
     """
+    layers.register()
     with set_default_torch_dtype(vllm_config.model_config.dtype), _weightless_parameters():
         return initialize_model(vllm_config=vllm_config).eval()
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.config import VllmConfig
+from vllm.model_executor.layers.fused_moe.runner.moe_runner_interface import MoERunnerInterface
 
 from vllm_metal.fx import encode_float
 
@@ -14,7 +15,11 @@ def describe_layers(model: nn.Module, vllm_config: VllmConfig) -> dict[str, dict
     """The document's ``layers``, from vLLM's static forward context, by layer name."""
     context = vllm_config.compilation_config.static_forward_context
     paths = {id(p): path for path, p in model.named_parameters()}
-    return {name: _describe(layer, paths) for name, layer in context.items()}
+    return {
+        name: _describe(layer, paths)
+        for name, layer in context.items()
+        if not isinstance(layer, MoERunnerInterface)  # the graph holds all of it
+    }
 
 
 def layer_parameters(layers: dict[str, dict[str, Any]]) -> set[str]:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One graph of a plan, with its parameters, ready to run.
 
+use super::experts::{self, Routes};
 use super::instruction::{Context, Outputs, execute};
 use super::rope::{self, RopeTables};
 use crate::runtime::error::{Error, Result};
@@ -94,6 +95,7 @@ impl Graph {
             locals: Vec::new(),
             next_id,
             tables: RopeTables::default(),
+            routes: Routes::default(),
         };
         run.slots.resize_with(self.plan.num_slots as usize, || None);
         for (index, step) in self.plan.steps.iter().enumerate() {
@@ -116,6 +118,7 @@ struct Run<'a> {
     locals: Vec<Option<Held>>,
     next_id: u64,
     tables: RopeTables,
+    routes: Routes,
 }
 
 /// One call of a region: where its first registers come from.
@@ -263,6 +266,18 @@ impl Run<'_> {
                     .ok_or_else(|| missing("rope table", 0))?;
                 let rotated = self.operands(call, rotated)?;
                 rope::rotate_all(self.context.mlx, *rotary_dim, &rotated, table)?
+            }
+            (Op::ExpertMatmul, _) => {
+                let &[x, weights, chosen] = instruction.inputs.as_slice() else {
+                    return Err(Error::Unsupported("experts take three operands".into()));
+                };
+                let mlx = self.context.mlx;
+                let (x, weights) = (self.value(call, x)?.clone(), self.value(call, weights)?.clone());
+                let ids = self.value(call, chosen)?.clone();
+                let count = weights.shape().first().copied().unwrap_or(0);
+                let key = (self.id(call, chosen)?, count);
+                let route = self.routes.get(key, || experts::route(mlx, &ids, count))?;
+                Outputs::One(experts::expert_matmul(mlx, &x, &weights, route)?)
             }
             (op, _) => {
                 let operands = self.operands(call, &instruction.inputs)?;

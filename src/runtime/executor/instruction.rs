@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One instruction: an operator on arrays.
 
-use super::{movement, norm, pointwise, reduction, rope};
+use super::{experts, movement, norm, pointwise, reduction, rope};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::mlx::{Array, Mlx};
 use lowering::ir::{DType, Dim, Op, TensorType};
@@ -112,6 +112,11 @@ pub fn execute(
         Op::Topk { axis, k } => return reduction::topk(mlx, x()?, *axis, *k),
         Op::Matmul => mlx.matmul(x()?, y()?)?,
         Op::Addmm => mlx.addmm(operands.get(2)?, x()?, y()?)?,
+        Op::ExpertMatmul => {
+            let count = y()?.shape().first().copied().unwrap_or(0);
+            let route = experts::route(mlx, operands.get(2)?, count)?;
+            experts::expert_matmul(mlx, x()?, y()?, &route)?
+        }
         Op::RmsNorm { eps } => {
             norm::rms_norm(mlx, x()?, operands.0.get(1).copied(), eps.get(), dtype)?
         }

@@ -178,6 +178,22 @@ impl Mlx {
         })
     }
 
+    /// `x [.., m, k] @ y[indices] [.., k, n]`, where `indices` broadcasts with the batch of `x`.
+    /// `sorted` promises that they rise, so that each matrix is read once.
+    pub fn gather_matmul(
+        &self,
+        x: &Array,
+        y: &Array,
+        indices: &Array,
+        sorted: bool,
+    ) -> MlxResult<Array> {
+        // SAFETY: live or absent arrays and the stream of `self`.
+        self.make(|out, stream| unsafe {
+            let (x, y, indices) = (x.as_ptr(), y.as_ptr(), indices.as_ptr());
+            mlx_sys::mlx_gather_mm(out, x, y, optional(None), indices, sorted, stream)
+        })
+    }
+
     /// Index of the largest element along the axis, uint32.
     pub fn argmax(&self, x: &Array, axis: i32, keepdims: bool) -> MlxResult<Array> {
         // SAFETY: a live array and the stream of `self`.

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One architecture, from its configuration class to a verdict. Runs in a process of its own."""
+
+import json
+import os
+import time
+import traceback
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+TOLERANCE = 2e-4
+"""Largest difference of a top-10 log-probability in float32."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An architecture of vLLM's registry. `in_transformers`: Hugging Face can build it too."""
+
+    architecture: str
+    in_transformers: bool
+
+
+@dataclass
+class Outcome:
+    """A row of the coverage table. `result`: `passed`, `as vLLM` where vLLM's own model differs
+    from Hugging Face's and the lowered one is vLLM's, or the stage that failed."""
+
+    case: Case
+    result: str = "failed to build"
+    reason: str = ""
+    kinds: str = ""
+    largest_difference: float | None = None
+    islands: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    detail: str = ""
+    answers: list[list[dict[int, float]]] = field(default_factory=list)
+    """Log-probabilities by prompt, step and token."""
+    tolerance: float = TOLERANCE
+
+    @property
+    def passed(self) -> bool:
+        return self.result == "passed"
+
+    def apart_from(self, other: "Outcome") -> float:
+        """Largest difference of the log-probabilities that both gave, up to the first step at which
+        their tokens part."""
+        largest = 0.0
+        for mine, theirs in zip(self.answers, other.answers, strict=False):
+            for step, other_step in zip(mine, theirs, strict=False):
+                common = step.keys() & other_step.keys()
+                largest = max([largest, *(abs(step[t] - other_step[t]) for t in common)])
+                if max(step, key=step.__getitem__) != max(other_step, key=other_step.__getitem__):
+                    break
+        return largest
+
+    def asdict(self) -> dict[str, Any]:
+        """What is written to the JSON file."""
+        row = asdict(self) | asdict(self.case)
+        return {key: row[key] for key in row if key not in ("case", "answers")}
+
+
+def run(case: Case, directory: Path, added: dict[str, Any], torch: bool = False) -> Outcome:
+    """Build, run and compare; a failure is an outcome, not an exception.
+
+    `added` are keys for vLLM's `config.json`; `torch` runs vLLM's PyTorch model.
+    """
+    os.environ["VLLM_METAL_USE_MLX"] = "0" if torch else "1"
+    outcome = Outcome(case)
+    start = time.perf_counter()
+    try:
+        if case.in_transformers:
+            _against_transformers(directory, added, outcome)
+        else:
+            _against_torch(directory, added, outcome)
+    except BaseException as error:
+        outcome.reason = _reason(error)
+        outcome.detail = "".join(traceback.format_exception(error))[-6000:]
+    outcome.seconds = time.perf_counter() - start
+    return outcome
+
+
+def _against_transformers(directory: Path, added: dict[str, Any], outcome: Outcome) -> None:
+    from zoo import checkpoint
+    from zoo.compare import compare, log_probabilities, prompts
+
+    model = checkpoint.build(outcome.case.architecture, directory)
+    log_probabilities(model, prompts()[1])  # Hugging Face's model itself must run
+    _add_keys(directory / "config.json", added)
+    outcome.result = "failed to load"
+    from vllm import LLM
+
+    llm = LLM(
+        model=str(directory),
+        dtype="float32",
+        max_model_len=128,
+        max_num_seqs=8,
+        max_num_batched_tokens=64,
+        num_gpu_blocks_override=256,
+        skip_tokenizer_init=True,
+    )
+    _describe(llm, outcome)
+    outcome.result = "failed to run"
+    comparison = compare(model, llm)
+    outcome.answers = comparison.answers
+    outcome.largest_difference = comparison.largest_difference
+    outcome.result = "passed" if comparison.equal else "differs"
+    if not comparison.equal:
+        outcome.reason = f"{comparison.different_tokens} greedy tokens are not Hugging Face's"
+
+
+def _against_torch(directory: Path, added: dict[str, Any], outcome: Outcome) -> None:
+    raise NotImplementedError("architectures that only vLLM has are not built yet")
+
+
+def _add_keys(path: Path, added: dict[str, Any]) -> None:
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(added | config))
+
+
+def _describe(llm: Any, outcome: Outcome) -> None:
+    runner = llm.llm_engine.model_executor.driver_worker.model_runner
+    lowered = getattr(runner, "lowered", None)
+    if lowered is not None:
+        outcome.islands = [island["target"] for island in lowered.report["fallback"]]
+        outcome.kinds = describe_layers(lowered.layers)
+
+
+_TRAITS = {
+    "sliding_window": "window",
+    "logits_soft_cap": "soft cap",
+    "alibi_slopes": "alibi",
+    "sinks": "sinks",
+    "kv_sharing_target": "shared KV",
+}
+
+
+def describe_layers(layers: dict[str, dict[str, Any]]) -> str:
+    """Kinds of attention and state of a captured model, such as `attention (sinks, window)`."""
+    kinds: dict[str, set[str]] = {}
+    for layer in layers.values():
+        traits = kinds.setdefault(layer["kind"], set())
+        traits.update(trait for key, trait in _TRAITS.items() if layer.get(key))
+    return "; ".join(
+        f"{kind} ({', '.join(sorted(traits))})" if traits else kind
+        for kind, traits in sorted(kinds.items())
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:300]
+
+
+def set_environment() -> None:
+    """Before vLLM is imported: no network, no second process, one thread."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random checkpoints, saved as Hugging Face saves them."""
+
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from zoo.shrink import shrink
+
+STD = 0.1
+"""Of all matrices: with the usual 0.02 the layers add so little to the residual stream that a model
+without rotary embeddings still passes for the right one."""
+
+
+def build(architecture: str, directory: Path) -> PreTrainedModel:
+    """Draw a model in float32, save it to `directory` and return it in evaluation mode."""
+    model_class = getattr(transformers, architecture)
+    config = shrink(model_class.config_class)
+    config._attn_implementation = "eager"
+    torch.manual_seed(sum(architecture.encode()))
+    model = model_class(config).float().eval()
+    randomise(model)
+    model.config.architectures = [architecture]
+    model.save_pretrained(directory)
+    return model
+
+
+@torch.no_grad()
+def randomise(model: torch.nn.Module, std: float = STD) -> None:
+    """Redraw the weights. What does not start around zero (norm weights, decays) stays near what it
+    starts from, and what starts at zero (biases, corrections of a router) does not stay there."""
+    seen = set()
+    for tensor in [*model.parameters(), *_persistent_buffers(model)]:
+        if not tensor.is_floating_point() or tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        noise = torch.randn_like(tensor) * std
+        centred = tensor.dim() > 1 and tensor.mean().abs() < 3 * std
+        tensor.copy_(noise if centred or bool((tensor == 0).all()) else tensor + noise)
+
+
+def _persistent_buffers(model: torch.nn.Module) -> list[torch.Tensor]:
+    kept = model.state_dict()
+    return [buffer for name, buffer in model.named_buffers() if name in kept]

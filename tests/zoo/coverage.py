@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The coverage table."""
+
+from collections import Counter
+
+from zoo.case import Outcome
+
+_HEADER = """<!-- SPDX-License-Identifier: Apache-2.0 -->
+<!-- Written by `make coverage`. -->
+# Coverage
+
+A tiny random model of every text-generation architecture that vLLM registers, run through the
+lowered path in float32 on MLX's CPU back-end. *passed*: every greedy token is the reference's (or
+ties with it within 1e-3) and no top-10 log-probability is further from it than 2e-4.
+"""
+
+
+def line(o: Outcome) -> str:
+    """One outcome, for the terminal."""
+    difference = "" if o.largest_difference is None else f"{o.largest_difference:.1e}"
+    return (
+        f"{o.case.architecture:32} {o.result:16} {difference:8} {o.seconds:5.1f} s  "
+        f"{' '.join(sorted(set(o.islands)))} {o.reason}"
+    )
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    """Counts, in a line for each group."""
+    lines = []
+    for title, group in _groups(outcomes):
+        counts = Counter(o.result for o in group)
+        islands = sum(1 for o in group if o.passed and o.islands)
+        rest = ", ".join(f"{n} {r}" for r, n in sorted(counts.items()) if r != "passed")
+        lines.append(
+            f"{title}: {counts['passed']} of {len(group)} passed, {islands} of them with islands"
+            + (f"; {rest}" if rest else "")
+        )
+    return "\n".join(lines)
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """The whole document."""
+    parts = [_HEADER]
+    for title, group in _groups(outcomes):
+        parts.append(f"\n## {title}\n\n{summary(group).split(': ', 1)[1]}\n")
+        parts.append(
+            "| architecture | attention and state | result | largest difference | islands "
+            "| reason |\n|---|---|---|---|---|---|"
+        )
+        for o in sorted(group, key=lambda o: o.case.architecture.lower()):
+            difference = "" if o.largest_difference is None else f"{o.largest_difference:.1e}"
+            islands = ", ".join(f"{n}x{c}" for n, c in sorted(Counter(o.islands).items()))
+            reason = o.reason.replace("|", "\\|").replace("\n", " ")
+            parts.append(
+                f"| {o.case.architecture} | {o.kinds} | {o.result} | {difference} | {islands} "
+                f"| {reason} |"
+            )
+    return "\n".join(parts) + "\n"
+
+
+def _groups(outcomes: list[Outcome]) -> list[tuple[str, list[Outcome]]]:
+    groups = [
+        ("In vLLM and transformers", [o for o in outcomes if o.case.in_transformers]),
+        ("In vLLM alone", [o for o in outcomes if not o.case.in_transformers]),
+    ]
+    return [(title, group) for title, group in groups if group]

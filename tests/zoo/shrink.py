@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny configuration of any architecture, from the fields of its configuration class.
+
+Fields are recognised by their names, which families share; a value keeps its relation to the
+others (grouped heads stay grouped, values narrower than keys stay narrower). No model is named.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from transformers import PretrainedConfig
+
+VOCAB_SIZE = 320
+HIDDEN_SIZE = 64
+NUM_HEADS = 4
+MAX_POSITIONS = 256
+WINDOW = 24
+"""Shorter than most prompts of the zoo, and no multiple of a block."""
+MOST_LAYERS = 12
+
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _fixed(number: int) -> Callable[[int, dict[str, Any]], int]:
+    return lambda default, fields: number if default > 0 else default
+
+
+def _at_most(number: int) -> Callable[[int, dict[str, Any]], int]:
+    return lambda default, fields: min(number, default)
+
+
+def _head_size(default: int, fields: dict[str, Any]) -> int:
+    return max(4, default // 8)
+
+
+def _kv_heads(default: int, fields: dict[str, Any]) -> int:
+    heads = next((fields[k] for k in _HEADS if _is_count(fields.get(k))), default)
+    return NUM_HEADS if default >= heads else 1 if default == 1 else NUM_HEADS // 2
+
+
+def _key_heads(default: int, fields: dict[str, Any]) -> int:
+    return NUM_HEADS if default == fields.get("linear_num_value_heads") else NUM_HEADS // 2
+
+
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+
+_RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
+    # sizes
+    (r"hidden_size|d_model|n_embd|word_embed_proj_dim|dim_model_base", _fixed(HIDDEN_SIZE)),
+    (r"attention_hidden_size|mamba_d_ssm|ple_embed_dim", _fixed(2 * HIDDEN_SIZE)),
+    (r"hidden_size_per_layer_input|moe_latent_size", _fixed(32)),
+    (
+        r".*intermediate_size.*|ffn_dim|.*ffn_hidden_size|n_inner|d_ff",
+        lambda default, fields: 96 if default > 0 else 0,
+    ),
+    (r"vocab_size|unpadded_vocab_size|vocab_size_per_layer_input", _fixed(VOCAB_SIZE)),
+    (
+        r"max_position_embeddings|n_positions|max_seq_len|seq_length|model_max_length",
+        _fixed(MAX_POSITIONS),
+    ),
+    (r"(q|kv|o)_lora_rank|hc_lowrank|adapter_rank|laurel_rank", _fixed(16)),
+    (r"block_multiple_of", _fixed(16)),
+    (r".*ngram_vocab_size_base", _fixed(64)),
+    (r"make_ngram_vocab_size_divisible_by|split_ngram_parts", _fixed(4)),
+    # heads
+    (r"attention_head_dim", _fixed(2 * HIDDEN_SIZE // NUM_HEADS)),
+    (r"kv_channels", _fixed(HIDDEN_SIZE // NUM_HEADS)),
+    (r"(mamba_)?n_mamba_heads|mamba_n_heads|mamba_num_heads", _fixed(8)),
+    (r"mamba_(d_head|head_?dim)", _fixed(16)),
+    (r"mamba_dt_rank|time_step_rank", _fixed(8)),
+    (
+        r"head_dim|(v|qk_nope|qk_rope|index|linear(_key|_value)?|swa|swa_v|global)_head_dim",
+        _head_size,
+    ),
+    (r"rotary_dim", _head_size),
+    (r"num_key_value_heads|num_kv_heads|num_query_groups|num_global_key_value_heads", _kv_heads),
+    (r"swa_num_key_value_heads", _fixed(NUM_HEADS // 2)),
+    (r"linear_num_key_heads", _key_heads),
+    (r"num_attention_heads|n_heads?|(linear|swa)_num_(value_|attention_)?heads", _fixed(NUM_HEADS)),
+    (r"index_n_heads", _fixed(NUM_HEADS)),
+    # layers
+    (r"first_k_dense_replace|num_dense_layers", _at_most(1)),
+    (r"num_layers_per_stack", _fixed(2)),
+    (r"num_(nextn_predict|mtp)_layers", _at_most(0)),
+    # experts
+    (r"(n_routed|num|num_local|moe_num)_experts", _fixed(8)),
+    (r"(num_experts_per_tok(en)?|moe_topk|moe_k|moe_top_k|top_k_experts)", _at_most(3)),
+    (r"n_group|num_expert_group", _at_most(4)),
+    (r"topk_group", _at_most(2)),
+    (r"zero_expert_num", _fixed(4)),
+    # positions
+    (r"sliding_window(_size)?|attention_chunk_size", _fixed(WINDOW)),
+    (r"floor_scale", _fixed(16)),
+    (r"index_topk", _fixed(16)),
+    (r"rel_extent", _fixed(32)),
+    (r"d_rel", _at_most(8)),
+    # recurrent state
+    (r"(mamba_)?(n_groups|ngroups)", _at_most(2)),
+    (r"mamba_d_state|ssm_state_size|state_size", _at_most(16)),
+    (r"(mamba_)?chunk_size", _at_most(16)),
+]
+
+_FILLED: dict[str, Any] = {
+    "num_experts_per_tok": 3,
+    "num_key_value_heads": NUM_HEADS // 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "layer_types": ["conv", "full_attention", "conv"],
+    "indexer_n_heads": NUM_HEADS,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+}
+"""What checkpoints say where the class has None, for models that do not run without."""
+
+_NESTED = {"attn_config": {"rope_theta": 10000.0}}
+"""Keys of nested configurations that their class lacks."""
+
+_LIST_RULES = {
+    "mrope_section": lambda values, fields: [2, 1, 1],
+}
+
+
+def shrink(config_class: type[PretrainedConfig]) -> PretrainedConfig:
+    """A configuration of a few layers that still has every kind of layer of the default one.
+
+    Raises whatever the class raises for values that it does not accept.
+    """
+    default = config_class()
+    fields = default.to_dict()
+    before = next((fields[n] for n in _LAYER_COUNTS if _is_count(fields.get(n))), 4)
+    after = min(before, _num_layers(fields, before))
+    changes = _shrink_fields(fields, before, after)
+    return config_class(**changes)
+
+
+def _num_layers(fields: dict[str, Any], before: int) -> int:
+    """The shortest beginning that has every kind of layer, and at least three."""
+    needed = 3
+    for name, value in fields.items():
+        if _is_per_layer(value, before) and isinstance(value[0], str):
+            needed = max(needed, max(value.index(kind) for kind in value) + 1)
+        if name.endswith(("_period", "_interval", "_every_n_layers")) and _is_count(value):
+            needed = max(needed, value)
+    needed = min(needed, MOST_LAYERS)
+    # Layers that reuse the caches of earlier ones come on top of one of each kind.
+    return 2 * needed if fields.get("num_kv_shared_layers") else needed
+
+
+def _is_per_layer(value: Any, num_layers: int) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == num_layers > 0
+
+
+def _shrink_fields(fields: dict[str, Any], before: int, after: int) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for name, value in fields.items():
+        changed = _shrink_field(name, value, fields, before, after)
+        if changed is not value or isinstance(value, dict):
+            changes[name] = changed
+    changes |= {
+        name: token
+        for name, token in (("bos_token_id", 1), ("eos_token_id", 2), ("pad_token_id", 0))
+        if name in fields
+    }
+    return changes
+
+
+def _shrink_field(name: str, value: Any, fields: dict[str, Any], before: int, after: int) -> Any:
+    if isinstance(value, dict):
+        return _shrink_nested(name, value, before, after)
+    if name in _LAYER_COUNTS and _is_count(value):
+        return after
+    if name in _LIST_RULES and isinstance(value, list):
+        return _LIST_RULES[name](value, fields)
+    if name == "num_kv_shared_layers" and value:
+        return after // 2
+    if name.endswith("layer_end_index"):
+        return after - 1
+    if _is_per_layer(value, before):
+        return _cut(name, list(value), fields, before, after)
+    if isinstance(value, list) and name.endswith(("_ids", "_idxs", "_layers")):
+        return _indices(value, after)
+    if value is None and name in _FILLED:
+        return _FILLED[name]
+    if _is_count(value):
+        for pattern, rule in _RULES:
+            if re.fullmatch(pattern, name):
+                return rule(value, fields)
+    return value
+
+
+def _cut(
+    name: str, values: list[Any], fields: dict[str, Any], before: int, after: int
+) -> list[Any]:
+    if isinstance(values[0], str):
+        return values[:after]
+    if values == list(range(before)):
+        # "all layers", where real checkpoints list some: both kinds are wanted
+        return list(range(1, after, 2))
+    spread = [values[i * before // after] for i in range(after)]
+    return [_shrink_field(name.removesuffix("_per_layer"), v, fields, -1, after) for v in spread]
+
+
+def _indices(values: list[Any], after: int) -> list[Any]:
+    if all(_is_count(value) for value in values):
+        return [value for value in values if value < after]
+    return values
+
+
+def _shrink_nested(name: str, value: dict[str, Any], before: int, after: int) -> dict[str, Any]:
+    """Fields of a nested configuration, of rope parameters, or of single layers."""
+    nested = dict(_NESTED.get(name, {}))
+    for key, item in value.items():
+        if str(key).isdigit() and int(key) >= after:
+            continue  # a layer that is no more
+        nested[key] = _shrink_field(str(key), item, value, before, after)
+    return nested
