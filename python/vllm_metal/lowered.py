@@ -146,6 +146,7 @@ class LoweredModel:
         release = release and not lowering.report["fallback"]
         weights = _Weights(model, lowering.captured, release)
         self.plan = lowering.plan
+        self._input_names = frozenset(lowering.plan.inputs)
         self.report = lowering.report
         self.layers = lowering.captured.layers
         self._model = runtime.load(lowering.plan, weights, run_island)
@@ -188,7 +189,7 @@ class LoweredModel:
         self, input_ids: torch.Tensor, positions: torch.Tensor, attention_metadata: Any
     ) -> HiddenStates:
         """As `step`, with one group of layers and its metadata given."""
-        inputs = {"input_ids": input_ids, "positions": positions}
+        inputs = self._inputs(input_ids, positions)
         attention = dict.fromkeys(self.plan.layers, attention_metadata)
         return HiddenStates(self._model.step(inputs, attention))
 
@@ -198,9 +199,13 @@ class LoweredModel:
         input_ids int32[num_tokens], positions int64[num_tokens]. Nothing is computed yet. Raises
         ValueError, before anything runs, for an index out of range.
         """
-        inputs = {"input_ids": input_ids, "positions": positions}
+        inputs = self._inputs(input_ids, positions)
         attention = _attention(get_forward_context().attn_metadata, input_ids.shape[0])
         return HiddenStates(self._model.step(inputs, attention))
+
+    def _inputs(self, input_ids: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+        given = {"input_ids": input_ids, "positions": positions}
+        return {name: tensor for name, tensor in given.items() if name in self._input_names}
 
     def compute_logits(self, hidden: HiddenStates) -> torch.Tensor:
         """float[num_rows, vocab_size] on the CPU; here the step is computed."""

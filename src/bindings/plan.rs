@@ -98,6 +98,20 @@ impl Plan {
             .collect()
     }
 
+    /// Names of the inputs that the backbone reads: a model may have no use for positions.
+    #[getter]
+    fn inputs(&self) -> Vec<String> {
+        let backbone = self
+            .plan
+            .graphs
+            .iter()
+            .find(|graph| graph.name == "backbone");
+        backbone
+            .into_iter()
+            .flat_map(|graph| graph.inputs.iter().map(|input| input.name.clone()))
+            .collect()
+    }
+
     /// What was fused, lowered and left to PyTorch, as JSON; None for a plan read from bytes.
     fn report_json(&self) -> PyResult<Option<String>> {
         self.lowered

@@ -14,6 +14,14 @@ lowered path in float32 on MLX's CPU back-end. *passed*: every greedy token is t
 ties with it within 1e-3) and no top-10 log-probability is further from it than 2e-4.
 """
 
+GOOD = ("passed", "as vLLM")
+
+
+def read(table: str) -> dict[str, str]:
+    """Results by architecture, from what `table` wrote."""
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| ")]
+    return {row[1].strip(): row[3].strip() for row in rows[1:] if row[1].strip() != "architecture"}
+
 
 def line(o: Outcome) -> str:
     """One outcome, for the terminal."""

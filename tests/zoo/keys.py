@@ -8,6 +8,7 @@ from typing import Any
 
 VALUES: dict[str, Any] = {
     "score_func": "sigmoid",
+    "route_norm": True,
     "rope_theta": 10000.0,
     "rope_scaling": None,
 }

@@ -72,6 +72,7 @@ _RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
     (r"kv_channels", _fixed(HIDDEN_SIZE // NUM_HEADS)),
     (r"(mamba_)?n_mamba_heads|mamba_n_heads|mamba_num_heads", _fixed(8)),
     (r"mamba_(d_head|head_?dim)", _fixed(16)),
+    (r"num_heads", lambda default, fields: 2 * HIDDEN_SIZE // _head_size(fields["head_dim"], {})),
     (r"mamba_dt_rank|time_step_rank", _fixed(8)),
     (
         r"head_dim|(v|qk_nope|qk_rope|index|linear(_key|_value)?|swa|swa_v|global)_head_dim",
@@ -113,14 +114,14 @@ _FILLED: dict[str, Any] = {
     "layer_types": ["conv", "full_attention", "conv"],
     "indexer_n_heads": NUM_HEADS,
     "indexer_kv_heads": 1,
-    "indexer_head_dim": 16,
+    "indexer_head_dim": 32,
     "indexer_budget": 16,
     "indexer_compress_ratio": 4,
 }
 """What checkpoints say where the class has None, for models that do not run without."""
 
-_NESTED = {"attn_config": {"rope_theta": 10000.0}}
-"""Keys of nested configurations that their class lacks."""
+_NESTED = {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}}
+"""Keys of nested configurations that their class lacks or leaves empty."""
 
 _LIST_RULES = {
     "mrope_section": lambda values, fields: [2, 1, 1],
@@ -215,8 +216,11 @@ def _indices(values: list[Any], after: int) -> list[Any]:
 
 def _shrink_nested(name: str, value: dict[str, Any], before: int, after: int) -> dict[str, Any]:
     """Fields of a nested configuration, of rope parameters, or of single layers."""
-    nested = dict(_NESTED.get(name, {}))
+    added: dict[str, Any] = _NESTED.get(name, {})
+    nested = dict(added)
     for key, item in value.items():
+        if key in added:
+            continue
         if str(key).isdigit() and int(key) >= after:
             continue  # a layer that is no more
         nested[key] = _shrink_field(str(key), item, value, before, after)

@@ -176,9 +176,7 @@ fn compute(
             Some(operand(2)?),
             sizes,
         )?,
-        Op::ExpertMatmul => {
-            expert_matmul(precision, operand(0)?, operand(1)?, operand(2)?, sizes)?
-        }
+        Op::ExpertMatmul => expert_matmul(precision, operand(0)?, operand(1)?, operand(2)?, sizes)?,
         Op::RmsNorm { eps } => {
             let x = operand(0)?;
             fused::rms_norm(precision, x, x.dtype, optional(1), eps.get())?

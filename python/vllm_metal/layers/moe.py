@@ -76,7 +76,8 @@ def _swiglu_oai(x: torch.Tensor, config: ApplyMoEActivationConfig) -> torch.Tens
 
 def _swiglu_oai_packed(x: torch.Tensor, config: ApplyMoEActivationConfig) -> torch.Tensor:
     assert config.clamp_limit is not None
-    gate, up = _clamp(*x.chunk(2, dim=-1), config.clamp_limit)
+    gate, up = x.chunk(2, dim=-1)
+    gate, up = _clamp(gate, up, config.clamp_limit)
     return gate * torch.sigmoid(config.alpha * gate) * (up + config.beta)
 
 

@@ -272,7 +272,10 @@ impl Run<'_> {
                     return Err(Error::Unsupported("experts take three operands".into()));
                 };
                 let mlx = self.context.mlx;
-                let (x, weights) = (self.value(call, x)?.clone(), self.value(call, weights)?.clone());
+                let (x, weights) = (
+                    self.value(call, x)?.clone(),
+                    self.value(call, weights)?.clone(),
+                );
                 let ids = self.value(call, chosen)?.clone();
                 let count = weights.shape().first().copied().unwrap_or(0);
                 let key = (self.id(call, chosen)?, count);
