@@ -33,6 +33,10 @@ check_tools() {
         fail "a C++ compiler is missing: install g++ or clang++" \
             "(on Debian and Ubuntu: apt-get install g++), then run this again"
     }
+    if [ "$system" = Linux ] && ! command -v clang++-19 >/dev/null 2>&1; then
+        say "note: the tests of the Metal kernels need clang 19" \
+            "(on Debian and Ubuntu: apt-get install clang-19 libclang-rt-19-dev); nothing else does"
+    fi
 }
 
 find_uv() {

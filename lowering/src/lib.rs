@@ -6,6 +6,7 @@ pub mod error;
 pub mod import;
 pub mod interpret;
 pub mod ir;
+pub mod kernels;
 pub mod lower;
 pub mod plan;
 pub mod report;

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// y = (x - mean) / sqrt(var + eps) * w + b (Ba et al. 2016), and with a residual r, y of x + r beside
+// x + r itself. A threadgroup for each row. Differences from the mean are taken twice (the corrected
+// two-pass algorithm, Chan et al. 1983), so that a mean far from 0 costs no digits.
+
+threadgroup float partial[SIMDGROUPS];
+constexpr int THREADS = SIMDGROUPS * 32;
+
+const int row = threadgroup_position_in_grid.x;
+const int first = thread_index_in_threadgroup;
+const int width = x_shape[1];
+
+float value[PER_THREAD];
+float total = 0.0f;
+for (int j = 0; j < PER_THREAD; j++) {
+  const int i = first + j * THREADS;
+  value[j] = 0.0f;
+  if (i < width) {
+    value[j] = float(x[row * x_strides[0] + i * x_strides[1]]);
+    if (RESIDUAL) {
+      value[j] += float(residual[row * residual_strides[0] + i * residual_strides[1]]);
+      const T rounded = T(value[j]);
+      sum[int64_t(row) * width + i] = rounded;
+      if (ROUNDED_SUM) {
+        value[j] = float(rounded);
+      }
+    }
+  }
+  total += value[j];
+}
+const float mean = threadgroup_sum<SIMDGROUPS>(total, partial, simdgroup_index_in_threadgroup,
+                                               thread_index_in_simdgroup) / float(width);
+float off = 0.0f;
+for (int j = 0; j < PER_THREAD; j++) {
+  value[j] = first + j * THREADS < width ? value[j] - mean : 0.0f;
+  off += value[j];
+}
+off = threadgroup_sum<SIMDGROUPS>(off, partial, simdgroup_index_in_threadgroup,
+                                  thread_index_in_simdgroup) / float(width);
+float square = 0.0f;
+for (int j = 0; j < PER_THREAD; j++) {
+  value[j] = first + j * THREADS < width ? value[j] - off : 0.0f;
+  square += value[j] * value[j];
+}
+square = threadgroup_sum<SIMDGROUPS>(square, partial, simdgroup_index_in_threadgroup,
+                                     thread_index_in_simdgroup);
+const float factor = precise::rsqrt(square / float(width) + eps);
+for (int j = 0; j < PER_THREAD; j++) {
+  const int i = first + j * THREADS;
+  if (i < width) {
+    float y = value[j] * factor;
+    if (WEIGHT) {
+      y *= float(weight[i]);
+    }
+    if (BIAS) {
+      y += float(bias[i]);
+    }
+    out[int64_t(row) * width + i] = T(y);
+  }
+}
+// Without a residual the second output is one element that nobody reads.
+if (!RESIDUAL && row == 0 && first == 0) {
+  sum[0] = T(0.0f);
+}
