@@ -88,14 +88,23 @@ macro_rules! texts {
 }
 
 const TEXTS: &[(&str, &str, &str)] = &texts![
+    "gated_activation",
     "layer_norm",
     "paged_attention_decode",
     "paged_attention_reduce",
+    "qk_norm_rope",
     "rms_norm",
+    "soft_cap",
 ];
 
 /// Functions that bodies share, by the file's name.
-const HEADERS: &[(&str, &str)] = &[("rows.metal", include_str!("../../kernels/rows.metal"))];
+const HEADERS: &[(&str, &str)] = &[
+    (
+        "activations.metal",
+        include_str!("../../kernels/activations.metal"),
+    ),
+    ("rows.metal", include_str!("../../kernels/rows.metal")),
+];
 
 fn read(name: &'static str, body: &'static str, contract: &str) -> Result<Kernel, KernelError> {
     let wrong = |reason: String| KernelError::Contract {
