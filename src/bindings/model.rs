@@ -5,12 +5,13 @@ use super::dlpack;
 use super::metadata::AttentionMetadata;
 use super::tensor::LazyTensor;
 use crate::runtime::error::Error;
+use crate::runtime::host::HostTensor;
 use crate::runtime::tensor::Tensor;
 use crate::runtime::{Argument, CacheSpec, LayerMetadata, LoadedModel, Pages};
 use lowering::ir::DType;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// A plan with its weights, ready to run.
@@ -62,17 +63,21 @@ impl Model {
         inputs: &Bound<'py, PyDict>,
         attention: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.run(py, "backbone", inputs, attention)
+        self.run(py, "backbone", inputs, attention, None, false)
     }
 
-    /// Runs the graph of that name; see `step`.
-    #[pyo3(signature = (graph, inputs, attention = None))]
+    /// Runs the graph of that name; see `step`. `sizes` are the values of symbols by name, where the
+    /// inputs do not give them. With `borrow`, tensors are used where they lie if MLX can; they must
+    /// not change before the results are computed.
+    #[pyo3(signature = (graph, inputs, attention = None, sizes = None, borrow = false))]
     fn run<'py>(
         &self,
         py: Python<'py>,
         graph: &str,
         inputs: &Bound<'py, PyDict>,
         attention: Option<&Bound<'py, PyDict>>,
+        sizes: Option<HashMap<String, i64>>,
+        borrow: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let attention = attention.map(groups).transpose()?.unwrap_or_default();
         let mut lazy: Vec<(String, Bound<'py, LazyTensor>)> = Vec::new();
@@ -82,14 +87,22 @@ impl Model {
             match value.cast_into::<LazyTensor>() {
                 Ok(tensor) => lazy.push((name, tensor)),
                 Err(other) => {
-                    arguments.push((name, Argument::Host(dlpack::host(&other.into_inner())?)));
+                    let tensor = dlpack::import(&other.into_inner())?;
+                    let argument = match borrow {
+                        true => Argument::Foreign(tensor),
+                        false => Argument::Host(HostTensor::from(&tensor)),
+                    };
+                    arguments.push((name, argument));
                 }
             }
         }
         for (name, tensor) in &lazy {
             arguments.push((name.clone(), Argument::Tensor(&tensor.get().tensor)));
         }
-        let outputs = py.detach(|| self.model.run(graph, arguments, attention))?;
+        let outputs = py.detach(|| {
+            self.model
+                .run(graph, arguments, sizes.unwrap_or_default(), attention)
+        })?;
         results(py, outputs)
     }
 

@@ -88,6 +88,19 @@ impl Plan {
         crate::runtime::weights::required(&self.plan)
     }
 
+    /// Names of a graph's inputs. Raises ValueError for a graph that the plan does not have.
+    fn inputs(&self, graph: &str) -> PyResult<Vec<String>> {
+        let graph = self
+            .plan
+            .graph(graph)
+            .ok_or_else(|| PyValueError::new_err(format!("the plan has no graph {graph:?}")))?;
+        Ok(graph
+            .inputs
+            .iter()
+            .map(|input| input.name.clone())
+            .collect())
+    }
+
     /// Names of the attention layers.
     #[getter]
     fn layers(&self) -> Vec<String> {

@@ -10,6 +10,7 @@ use super::tensor::LazyTensor;
 use crate::runtime::error::Error;
 use crate::runtime::island::IslandRunner;
 use crate::runtime::memory::Limits;
+use crate::runtime::tensor::Tensor;
 use crate::runtime::weights::{Source, required};
 use crate::runtime::{self, Device};
 use pyo3::exceptions::{PyKeyError, PyValueError};
@@ -84,6 +85,12 @@ impl Runtime {
         Ok(LazyTensor { tensor })
     }
 
+    /// Computes tensors, all together.
+    fn evaluate(&self, py: Python<'_>, tensors: Vec<Bound<'_, LazyTensor>>) -> PyResult<()> {
+        let tensors: Vec<&Tensor> = tensors.iter().map(|lazy| &lazy.get().tensor).collect();
+        Ok(py.detach(|| self.runtime.evaluate(&tensors))?)
+    }
+
     /// Arrays that LazyTensors refer to.
     fn num_tensors(&self, py: Python<'_>) -> PyResult<usize> {
         Ok(py.detach(|| self.runtime.num_tensors())?)
@@ -94,8 +101,8 @@ impl Runtime {
         py.detach(|| self.runtime.close());
     }
 
-    /// Loads a plan. `parameters` maps each path of `plan.parameters` to a CPU tensor or to a
-    /// FileTensor. They are asked for one by one; a GPU uses their memory as it is, and on the CPU, whose
+    /// Loads a plan. `parameters` maps each path of `plan.parameters` to a CPU tensor, to a
+    /// FileTensor, or to a LazyTensor that is used as it is. They are asked for one by one; a GPU uses their memory as it is, and on the CPU, whose
     /// MLX takes no foreign memory, each is copied and let go before the next is asked for. `islands(target, arguments_json, operands)` runs the nodes
     /// that were not lowered: operands are DLPack capsules, results are tensors.
     ///
@@ -110,8 +117,13 @@ impl Runtime {
     ) -> PyResult<Model> {
         let loading = py.detach(|| self.runtime.begin_loading())?;
         for path in required(&plan.plan) {
-            let source = source(parameters, &path)?;
-            py.detach(|| loading.add(path, source))?;
+            match source(parameters, &path)? {
+                Given::Source(source) => py.detach(|| loading.add(path, source))?,
+                Given::Shared(lazy) => {
+                    let tensor = &lazy.get().tensor;
+                    py.detach(|| loading.share(path, tensor))?;
+                }
+            }
         }
         let islands =
             islands.map(|callable| Box::new(PythonIslands(callable)) as Box<dyn IslandRunner>);
@@ -121,7 +133,13 @@ impl Runtime {
     }
 }
 
-fn source(parameters: &Bound<'_, PyAny>, path: &str) -> PyResult<Source> {
+/// A parameter as the caller gave it.
+enum Given<'py> {
+    Source(Source),
+    Shared(Bound<'py, LazyTensor>),
+}
+
+fn source<'py>(parameters: &Bound<'py, PyAny>, path: &str) -> PyResult<Given<'py>> {
     let wrong = |reason: String| {
         PyErr::from(Error::Parameter {
             path: path.to_owned(),
@@ -136,13 +154,16 @@ fn source(parameters: &Bound<'_, PyAny>, path: &str) -> PyResult<Source> {
             error
         }
     })?;
-    match value.cast_into::<FileTensor>() {
-        Ok(file) => Ok(Source::File(file.get().tensor.clone())),
+    let value = match value.cast_into::<LazyTensor>() {
+        Ok(lazy) => return Ok(Given::Shared(lazy)),
+        Err(other) => other.into_inner(),
+    };
+    let source = match value.cast_into::<FileTensor>() {
+        Ok(file) => Source::File(file.get().tensor.clone()),
         Err(other) => {
             let imported = dlpack::import(&other.into_inner());
-            Ok(Source::Tensor(
-                imported.map_err(|error| wrong(error.to_string()))?,
-            ))
+            Source::Tensor(imported.map_err(|error| wrong(error.to_string()))?)
         }
-    }
+    };
+    Ok(Given::Source(source))
 }

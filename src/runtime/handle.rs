@@ -2,6 +2,7 @@
 //! What other threads hold: the runtime and its models.
 
 use super::attention::Metadata;
+use super::dlpack::Imported;
 use super::error::{Error, Result};
 use super::host::HostTensor;
 use super::inputs::Input;
@@ -15,6 +16,7 @@ use super::step::StepMetadata;
 use super::tensor::{self, Tensor};
 use super::weights::{LoadReport, Parameters, Source};
 use lowering::plan::Plan;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// MLX on a device, with a thread of its own.
@@ -34,6 +36,8 @@ pub struct LoadedModel {
 pub enum Argument<'a> {
     /// Copied to MLX.
     Host(HostTensor),
+    /// Used where it lies, if MLX can; it must not change before the results are evaluated.
+    Foreign(Imported),
     /// Built before, perhaps not evaluated.
     Tensor(&'a Tensor),
 }
@@ -72,6 +76,18 @@ impl Runtime {
         let owner = self.owner.clone();
         self.owner
             .call(move |state| Tensor::new(state, &owner, tensor.to_array()?))
+    }
+
+    /// Computes tensors, all together.
+    pub fn evaluate(&self, tensors: &[&Tensor]) -> Result<()> {
+        let ids: Vec<u64> = tensors.iter().map(|tensor| tensor.id()).collect();
+        self.owner.call(move |state| {
+            let arrays: Vec<Array> = ids
+                .iter()
+                .map(|id| tensor::find(state, *id).cloned())
+                .collect::<Result<_>>()?;
+            state.evaluate(&arrays)
+        })
     }
 
     /// Tensors that handles refer to.
@@ -118,6 +134,17 @@ impl Loading {
         })
     }
 
+    /// Adds a parameter that is in MLX already.
+    pub fn share(&self, path: String, tensor: &Tensor) -> Result<()> {
+        let (id, shared) = (self.id, tensor.id());
+        self.owner.call(move |state| {
+            let array = tensor::find(state, shared)?.clone();
+            let parameters = state.loading.get_mut(&id).ok_or(Error::Closed)?;
+            parameters.share(path, array);
+            Ok(())
+        })
+    }
+
     /// Binds the parameters to a plan and runs its folds.
     ///
     /// # Errors
@@ -152,12 +179,13 @@ impl LoadedModel {
         self.with(move |model, state| model.allocate_kv_cache(&state.mlx, &specs))
     }
 
-    /// Runs a graph, lazily. A step that is not evaluated yet is evaluated first, so that its caches
+    /// Runs a graph, lazily; `sizes` are the values of symbols that no input's size gives. A step that is not evaluated yet is evaluated first, so that its caches
     /// can be updated in place.
     pub fn run(
         &self,
         graph: &str,
         inputs: Vec<(String, Argument)>,
+        sizes: HashMap<String, i64>,
         attention: Vec<LayerMetadata>,
     ) -> Result<Vec<Tensor>> {
         let graph = graph.to_owned();
@@ -175,7 +203,7 @@ impl LoadedModel {
                 .map(|(name, sent)| Ok((name, sent.receive(state)?)))
                 .collect::<Result<_>>()?;
             let metadata = by_layer(model, attention);
-            let outputs = model.run(&state.mlx, &owner, &graph, inputs, &metadata)?;
+            let outputs = model.run(&state.mlx, &owner, &graph, inputs, &sizes, &metadata)?;
             outputs
                 .into_iter()
                 .map(|array| Tensor::new(state, &owner, array))
@@ -204,7 +232,14 @@ impl LoadedModel {
                 .map(|name| (name, Input::Array(array)));
             let inputs = inputs.into_iter().collect();
             let metadata = StepMetadata::default();
-            let outputs = model.run(&state.mlx, &owner, GRAPH, inputs, &metadata)?;
+            let outputs = model.run(
+                &state.mlx,
+                &owner,
+                GRAPH,
+                inputs,
+                &HashMap::new(),
+                &metadata,
+            )?;
             outputs
                 .into_iter()
                 .map(|array| Tensor::new(state, &owner, array))
@@ -280,6 +315,7 @@ fn by_layer(model: &Model, attention: Vec<LayerMetadata>) -> StepMetadata {
 /// An argument on its way to the owner's thread.
 enum Sent {
     Host(HostTensor),
+    Foreign(Imported),
     Tensor(u64),
 }
 
@@ -287,6 +323,7 @@ impl Sent {
     fn new(argument: Argument) -> Sent {
         match argument {
             Argument::Host(tensor) => Sent::Host(tensor),
+            Argument::Foreign(tensor) => Sent::Foreign(tensor),
             Argument::Tensor(tensor) => Sent::Tensor(tensor.id()),
         }
     }
@@ -294,6 +331,7 @@ impl Sent {
     fn receive(self, state: &State) -> Result<Input> {
         match self {
             Sent::Host(tensor) => Ok(Input::Host(tensor)),
+            Sent::Foreign(tensor) => Ok(Input::Foreign(tensor)),
             Sent::Tensor(id) => Ok(Input::Array(tensor::find(state, id)?.clone())),
         }
     }

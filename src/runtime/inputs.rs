@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A graph's inputs: matched by name, checked, and the symbols bound by their sizes.
 
+use super::dlpack::Imported;
 use super::error::{Error, Result};
 use super::host::HostTensor;
 use super::mlx::{self, Array, Mlx};
+use super::weights;
 use lowering::ir::{DType, Dim, TensorType};
 use lowering::plan::{Binding, GraphPlan};
 use std::collections::HashMap;
@@ -12,6 +14,8 @@ use std::collections::HashMap;
 pub enum Input {
     /// Copied to MLX.
     Host(HostTensor),
+    /// Used where it lies, if MLX can.
+    Foreign(Imported),
     /// Built before, perhaps not evaluated.
     Array(Array),
 }
@@ -26,7 +30,8 @@ pub struct Bound {
     pub num_tokens: usize,
 }
 
-/// Matches inputs with the plan.
+/// Matches inputs with the plan. `sizes` are the values of symbols by name; the others take theirs
+/// from the inputs.
 ///
 /// # Errors
 /// A missing or unknown name, a dtype or size that is not the plan's, or an index out of `bounds`.
@@ -35,21 +40,30 @@ pub fn bind(
     graph: &GraphPlan,
     bounds: &[Option<i64>],
     mut inputs: HashMap<String, Input>,
+    sizes: &HashMap<String, i64>,
 ) -> Result<Bound> {
     let wrong = |reason: String| Error::Inputs {
         graph: graph.name.clone(),
         reason,
     };
-    let mut symbols: Vec<Option<i64>> = vec![None; graph.symbols.len()];
+    let mut symbols: Vec<Option<i64>> = graph
+        .symbols
+        .iter()
+        .map(|symbol| sizes.get(&symbol.name).copied())
+        .collect();
     let mut arrays = Vec::with_capacity(graph.inputs.len());
     for (index, binding) in graph.inputs.iter().enumerate() {
         let Binding { name, value } = binding;
         let input = inputs
             .remove(name)
             .ok_or_else(|| wrong(format!("input {name:?} is missing")))?;
-        if let (Input::Host(tensor), Some(Some(bound))) = (&input, bounds.get(index)) {
-            check_bound(tensor, *bound)
-                .map_err(|reason| wrong(format!("input {name:?}: {reason}")))?;
+        if let Some(Some(bound)) = bounds.get(index) {
+            let checked = match &input {
+                Input::Host(tensor) => check_bound(tensor, *bound),
+                Input::Foreign(tensor) => check_bound(&HostTensor::from(tensor), *bound),
+                Input::Array(_) => Ok(()),
+            };
+            checked.map_err(|reason| wrong(format!("input {name:?}: {reason}")))?;
         }
         let array = to_array(mlx, input, value.dtype)?;
         if !matches(&array, value, &mut symbols) {
@@ -110,6 +124,7 @@ fn to_array(mlx: &Mlx, input: Input, expected: DType) -> Result<Array> {
             Ok(mlx.cast(&tensor.to_array()?, expected)?)
         }
         Input::Host(tensor) => Ok(tensor.to_array()?),
+        Input::Foreign(tensor) => weights::borrow(mlx, tensor),
         Input::Array(array) => Ok(array),
     }
 }
@@ -126,26 +141,22 @@ fn check_bound(tensor: &HostTensor, bound: i64) -> std::result::Result<(), Strin
     }
 }
 
-/// Whether an array has the type, where symbols that are not bound yet take the size they meet.
+/// Whether an array has the type, where symbols that are not bound yet take the size they meet. A
+/// size in several symbols needs those bound.
 fn matches(array: &Array, expected: &TensorType, symbols: &mut [Option<i64>]) -> bool {
     let shape = array.shape();
     mlx::dtype(array) == Some(expected.dtype)
         && shape.len() == expected.shape.len()
         && shape.iter().zip(&expected.shape).all(|(size, dim)| {
             let size = i64::from(*size);
-            match *dim {
-                Dim::Fixed(value) => value == size,
-                Dim::Affine { symbol, mul, add } => match symbols.get_mut(symbol as usize) {
-                    None => false,
-                    Some(Some(value)) => {
-                        value.checked_mul(mul).and_then(|v| v.checked_add(add)) == Some(size)
-                    }
-                    Some(free) => {
-                        let exact = mul != 0 && (size - add) % mul == 0 && (size - add) / mul >= 0;
-                        *free = exact.then(|| (size - add) / mul);
-                        exact
-                    }
-                },
+            if let Dim::Affine { symbol, mul, add } = *dim
+                && let Some(free @ None) = symbols.get_mut(symbol as usize)
+            {
+                let exact = mul != 0 && (size - add) % mul == 0 && (size - add) / mul >= 0;
+                *free = exact.then(|| (size - add) / mul);
+                return exact;
             }
+            let bound: Vec<i64> = symbols.iter().map_while(|symbol| *symbol).collect();
+            dim.eval(&bound) == Some(size)
         })
 }

@@ -3,6 +3,7 @@
 
 use super::call::{Call, Item};
 use super::document::{Arg, FxDim, FxGraph, FxNode, FxValue, NodeOp, Role, parse_dtype};
+use super::expression::parse_expression;
 use super::storage::{Storages, Tensor};
 use crate::error::{Error, Result};
 use crate::ir::{Builder, Dim, Graph, Op, Source, TensorType, Value, verify};
@@ -296,6 +297,14 @@ impl Importer<'_> {
         }
     }
 
+    /// Size of an axis of the call's only result, as PyTorch recorded it.
+    pub fn result_size(&self, call: &Call, axis: usize) -> Option<Dim> {
+        match &call.node.value {
+            Some(FxValue::Tensor { shape, .. }) => self.dim(shape.get(axis)?).ok(),
+            _ => None,
+        }
+    }
+
     /// A tensor's type from its recorded dtype and shape.
     pub fn tensor_type(&self, dtype: &str, shape: &[FxDim]) -> Result<TensorType, String> {
         let shape: Result<Vec<Dim>, String> = shape.iter().map(|dim| self.dim(dim)).collect();
@@ -438,35 +447,4 @@ fn tensor(item: &Item) -> Result<&Tensor, String> {
         Item::Tensor(tensor) => Ok(tensor),
         other => Err(format!("{other:?} where a tensor is expected")),
     }
-}
-
-/// Sums of products of numbers and symbols, as sympy prints them: `2*s0 + 1`.
-fn parse_expression(text: &str, symbols: &[super::document::FxSymbol]) -> Result<Dim, String> {
-    let unknown = || format!("size {text:?} is not affine in one symbol");
-    let mut sum = Dim::Fixed(0);
-    for term in text
-        .replace('-', "+-")
-        .split('+')
-        .map(str::trim)
-        .filter(|term| !term.is_empty())
-    {
-        let mut value = Dim::Fixed(1);
-        for factor in term.split('*').map(str::trim) {
-            let (sign, factor) = match factor.strip_prefix('-') {
-                Some(rest) => (-1, rest.trim()),
-                None => (1, factor),
-            };
-            let factor = match factor.parse::<i64>() {
-                Ok(number) => Dim::Fixed(number),
-                Err(_) => {
-                    let position = symbols.iter().position(|symbol| symbol.name == factor);
-                    Dim::symbol(position.ok_or_else(unknown)? as u32)
-                }
-            };
-            let factor = factor.checked_mul(Dim::Fixed(sign)).ok_or_else(unknown)?;
-            value = value.checked_mul(factor).ok_or_else(unknown)?;
-        }
-        sum = sum.checked_add(value).ok_or_else(unknown)?;
-    }
-    Ok(sum)
 }

@@ -6,6 +6,7 @@ mod call;
 mod create;
 mod dispatch;
 mod document;
+mod expression;
 mod graph;
 mod index;
 mod pointwise;

@@ -4,7 +4,7 @@
 use super::call::{Call, Item, normalise_axis};
 use super::dispatch::Claims;
 use super::graph::Importer;
-use crate::ir::{Dim, Op, Value, product};
+use crate::ir::{Dim, Op, Value, product, slice_length};
 
 /// Operators of this family.
 pub const CLAIMS: Claims = &[
@@ -99,11 +99,11 @@ fn sym_arithmetic(call: &Call) -> Result<Item, String> {
         "sym.add" => a.checked_add(b.dim()?),
         "sym.sub" => a.checked_sub(b.dim()?),
         "sym.mul" => a.checked_mul(b.dim()?),
-        _ => a.checked_div(b.int()?),
+        _ => a.floor_div(b.dim()?),
     };
     result
         .map(Item::Size)
-        .ok_or_else(|| format!("{a} and {b:?} do not make a size affine in one symbol"))
+        .ok_or_else(|| format!("{a} and {b:?} do not make a size"))
 }
 
 /// Replaces a single -1 by what the other sizes leave.
@@ -112,26 +112,10 @@ fn infer_size(mut shape: Vec<Dim>, total: Dim) -> Result<Vec<Dim>, String> {
         return Ok(shape);
     };
     shape[open] = Dim::Fixed(1);
-    let rest = product(&shape).ok_or("a size with two symbols")?;
-    shape[open] = match (total, rest) {
-        (total, Dim::Fixed(rest)) => total.checked_div(rest),
-        // A multiple of the same symbolic size.
-        (
-            Dim::Affine {
-                symbol,
-                mul,
-                add: 0,
-            },
-            Dim::Affine {
-                symbol: other,
-                mul: by,
-                add: 0,
-            },
-        ) if symbol == other => Dim::Fixed(mul).checked_div(by),
-        (total, rest) if total == rest => Some(Dim::Fixed(1)),
-        _ => None,
-    }
-    .ok_or_else(|| format!("-1 stands for {total} / {rest}, which is no whole number"))?;
+    let rest = product(&shape).ok_or("a size that overflows")?;
+    shape[open] = total
+        .checked_div(rest)
+        .ok_or_else(|| format!("-1 stands for {total} / {rest}, which is no whole number"))?;
     Ok(shape)
 }
 
@@ -140,7 +124,7 @@ fn reshape(importer: &mut Importer, x: &Item, shape: Vec<Dim>) -> Result<Item, S
     let total = importer
         .builder
         .num_elements(value)
-        .ok_or("a tensor with two symbolic sizes")?;
+        .ok_or("a tensor whose size overflows")?;
     importer.view(
         x,
         Op::Reshape {
@@ -169,7 +153,7 @@ fn flatten(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let middle = shape
         .get(start..=end)
         .and_then(product)
-        .ok_or("a size with two symbols")?;
+        .ok_or("a size that overflows")?;
     let flat = [&shape[..start], &[middle], &shape[end + 1..]].concat();
     reshape(importer, &x, flat)
 }
@@ -259,28 +243,46 @@ fn expand(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     importer.view(&x, Op::Broadcast { shape: target })
 }
 
-/// A bound of a slice, clamped into the axis as Python does.
-fn clamp(bound: Dim, length: Dim) -> Result<Dim, String> {
-    let open = bound.fixed().is_some_and(|bound| bound == i64::MAX);
-    match (bound, length) {
-        _ if open => Ok(length),
-        (Dim::Fixed(bound), Dim::Fixed(length)) => {
-            let bound = if bound < 0 {
-                bound.saturating_add(length)
-            } else {
-                bound
-            };
-            Ok(Dim::Fixed(bound.min(length).max(0)))
-        }
-        (Dim::Fixed(0), _) => Ok(Dim::Fixed(0)),
-        (Dim::Fixed(bound), length) if bound < 0 => length
-            .checked_add(Dim::Fixed(bound))
-            .ok_or("a bound that overflows".into()),
-        (bound, length) if bound == length => Ok(length),
-        (bound, length) => Err(format!(
-            "whether {bound} lies inside {length} is not known before a step"
-        )),
+/// A bound of a slice, counted from the axis's start.
+fn from_start(bound: Dim, length: Dim) -> Option<Dim> {
+    let is_negative = |bound: Dim| {
+        bound != Dim::Fixed(0)
+            && bound
+                .checked_mul(Dim::Fixed(-1))
+                .is_some_and(Dim::is_non_negative)
+    };
+    match bound {
+        Dim::Fixed(i64::MAX) => Some(length),
+        Dim::Fixed(i64::MIN) => Some(Dim::Fixed(0)),
+        bound if is_negative(bound) => length.checked_add(bound),
+        bound => Some(bound),
     }
+}
+
+/// `x[start:stop:step]` with bounds that PyTorch puts inside the axis. Where only the traced program's
+/// guards decide whether they lie inside it, the size that PyTorch found tells.
+fn slice_bounds(
+    start: Dim,
+    stop: Dim,
+    step: i64,
+    length: Dim,
+    found: Option<Dim>,
+) -> Option<(Dim, Dim)> {
+    let (start, stop) = (from_start(start, length)?, from_start(stop, length)?);
+    let inside = |bound: Dim| bound.maximum(Dim::Fixed(0))?.minimum(length);
+    let (first, last) = (inside(start)?, inside(stop)?);
+    let last = match last.checked_sub(first)? {
+        Dim::Fixed(span) if span < 0 => first,
+        _ => last,
+    };
+    for from in [first, start] {
+        for to in [last, stop, length] {
+            if found.is_some() && slice_length(from, to, step) == found {
+                return Some((from, to));
+            }
+        }
+    }
+    Some((first, last))
 }
 
 fn slice_view(
@@ -293,11 +295,6 @@ fn slice_view(
 ) -> Result<Item, String> {
     let shape = shape_of(importer, x)?;
     let length = *shape.get(axis).ok_or("a slice of rank 0")?;
-    let start = clamp(start, length)?;
-    let mut stop = clamp(stop, length)?;
-    if let (Dim::Fixed(from), Dim::Fixed(to)) = (start, stop) {
-        stop = Dim::Fixed(to.max(from));
-    }
     importer.view(
         x,
         Op::Slice {
@@ -312,29 +309,30 @@ fn slice_view(
 
 fn slice(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, dim, start, end, step] = call.bind(["self", "dim", "start", "end", "step"])?;
-    let rank = shape_of(importer, &x)?.len();
-    let axis = dim.axis(rank, 0)?;
-    let start = if start.is_none() {
-        Dim::Fixed(0)
-    } else {
-        start.dim()?
+    let shape = shape_of(importer, &x)?;
+    let axis = dim.axis(shape.len(), 0)?;
+    let length = *shape.get(axis).ok_or("a slice of rank 0")?;
+    let bound = |item: Item, open: i64| match item {
+        Item::None => Ok(Dim::Fixed(open)),
+        item => item.dim(),
     };
-    let end = if end.is_none() {
-        Dim::Fixed(i64::MAX)
-    } else {
-        end.dim()?
-    };
-    slice_view(importer, &x, axis, start, end, step.int_or(1)?)
+    let (start, stop, step) = (bound(start, 0)?, bound(end, i64::MAX)?, step.int_or(1)?);
+    let found = importer.result_size(call, axis);
+    let (start, stop) = slice_bounds(start, stop, step, length, found)
+        .ok_or_else(|| format!("slice {start}:{stop} of {length} elements"))?;
+    slice_view(importer, &x, axis, start, stop, step)
 }
 
 fn narrow(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, dim, start, length] = call.bind(["self", "dim", "start", "length"])?;
-    let rank = shape_of(importer, &x)?.len();
-    let start = start.dim()?;
+    let shape = shape_of(importer, &x)?;
+    let axis = dim.axis(shape.len(), 0)?;
+    let size = *shape.get(axis).ok_or("a slice of rank 0")?;
+    let start = from_start(start.dim()?, size).ok_or("a slice start that overflows")?;
     let stop = start
         .checked_add(length.dim()?)
-        .ok_or("a slice end that is not affine")?;
-    slice_view(importer, &x, dim.axis(rank, 0)?, start, stop, 1)
+        .ok_or("a slice end that overflows")?;
+    slice_view(importer, &x, axis, start, stop, 1)
 }
 
 fn select(importer: &mut Importer, call: &Call) -> Result<Item, String> {
@@ -347,12 +345,11 @@ fn select(importer: &mut Importer, call: &Call) -> Result<Item, String> {
 
 fn select_view(importer: &mut Importer, x: &Item, axis: usize, index: Dim) -> Result<Item, String> {
     let mut shape = shape_of(importer, x)?;
-    let stop = match index {
-        Dim::Fixed(-1) => Dim::Fixed(i64::MAX),
-        index => index
-            .checked_add(Dim::Fixed(1))
-            .ok_or("an index that overflows")?,
-    };
+    let length = *shape.get(axis).ok_or("a row of rank 0")?;
+    let index = from_start(index, length).ok_or("an index that overflows")?;
+    let stop = index
+        .checked_add(Dim::Fixed(1))
+        .ok_or("an index that overflows")?;
     let row = slice_view(importer, x, axis, index, stop, 1)?;
     shape.remove(axis);
     reshape(importer, &row, shape)
@@ -388,9 +385,7 @@ fn split(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let mut start = Dim::Fixed(0);
     let mut parts = Vec::new();
     for size in sizes {
-        let stop = start
-            .checked_add(size)
-            .ok_or("a part's end is not affine")?;
+        let stop = start.checked_add(size).ok_or("a part's end overflows")?;
         parts.push(slice_view(importer, &x, axis, start, stop, 1)?);
         start = stop;
     }
@@ -496,7 +491,7 @@ fn repeat_interleave(importer: &mut Importer, call: &Call) -> Result<Item, Strin
         shape = vec![
             builder
                 .num_elements(value)
-                .ok_or("a tensor with two symbolic sizes")?,
+                .ok_or("a tensor whose size overflows")?,
         ];
         0
     } else {

@@ -33,12 +33,7 @@ impl TensorType {
 
     /// Refuses sizes that no tensor has: negative ones, and those beyond [`MAX_SIZE`].
     pub fn check_sizes(&self) -> Result<(), String> {
-        let fits = |dim: &Dim| match *dim {
-            Dim::Fixed(size) => (0..=MAX_SIZE).contains(&size),
-            Dim::Affine { mul, add, .. } => {
-                mul.unsigned_abs().max(add.unsigned_abs()) <= MAX_SIZE as u64
-            }
-        };
+        let fits = |dim: &Dim| dim.fixed().unwrap_or(0) >= 0 && dim.fits(MAX_SIZE);
         match self.shape.iter().all(fits) {
             true => Ok(()),
             false => Err(format!("a tensor {self}")),

@@ -83,7 +83,10 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
         Op::Reshape { shape } => {
             let [x] = arity(operands)?;
             match (product(&x.shape), product(shape)) {
-                (Some(before), Some(after)) if before == after => Ok(typed(x.dtype, shape.clone())),
+                // Where whole quotients are involved, the reshape itself finds out.
+                (Some(before), Some(after)) if !before.differs(after) => {
+                    Ok(typed(x.dtype, shape.clone()))
+                }
                 _ => Err(format!("reshape of {x} to {shape:?}")),
             }
         }
@@ -122,7 +125,7 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             }
             check_bounds(*start, *stop, *length)?;
             let size = slice_length(*start, *stop, *step)
-                .ok_or_else(|| format!("slice {start}:{stop}:{step} has no affine length"))?;
+                .ok_or_else(|| format!("slice {start}:{stop}:{step} has no length"))?;
             let mut shape = x.shape;
             shape[*axis] = size;
             Ok(typed(x.dtype, shape))
@@ -140,7 +143,7 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
                 }
                 shape[*axis] = shape[*axis]
                     .checked_add(other.shape[*axis])
-                    .ok_or("a concatenated size is not affine in one symbol")?;
+                    .ok_or("a concatenated size overflows")?;
             }
             Ok(typed(first.dtype, shape))
         }
@@ -382,17 +385,14 @@ pub(super) fn check_bounds(start: Dim, stop: Dim, length: Dim) -> Result<(), Str
     }
 }
 
-/// Elements of `start:stop:step`; `None` where that is not affine in one symbol.
+/// Elements of `start:stop:step`; `None` where there is no such slice.
 pub fn slice_length(start: Dim, stop: Dim, step: i64) -> Option<Dim> {
     let span = stop.checked_sub(start)?;
-    match span.fixed() {
-        Some(span) if span < 0 => None,
-        Some(span) => Some(Dim::Fixed(
-            span.checked_add(step.checked_sub(1)?)?.checked_div(step)?,
-        )),
-        None if step == 1 => Some(span),
-        None => span.checked_div(step),
+    if span.fixed().is_some_and(|span| span < 0) || step < 1 {
+        return None;
     }
+    span.checked_add(Dim::Fixed(step - 1))?
+        .floor_div(Dim::Fixed(step))
 }
 
 fn matmul(x: &TensorType, y: &TensorType) -> Result<TensorType, String> {

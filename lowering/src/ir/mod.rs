@@ -7,6 +7,7 @@ mod dtype;
 mod graph;
 mod infer;
 mod op;
+mod polynomial;
 mod verify;
 
 pub use builder::{Builder, widens};

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Format version of a serialised [`Plan`]; another version is refused.
-pub const PLAN_VERSION: u32 = 1;
+pub const PLAN_VERSION: u32 = 2;
 
 /// Marks a serialised [`Plan`].
 pub const PLAN_FORMAT: &str = "vllm-metal/plan";

@@ -74,6 +74,7 @@ fn has_symbol(op: &Op) -> bool {
     match op {
         Op::Full { value, .. } | Op::Scalar(value) => value.as_f64().is_none(),
         Op::Arange { start, .. } => start.fixed().is_none(),
+        Op::Slice { start, stop, .. } => start.fixed().is_none() || stop.fixed().is_none(),
         _ => false,
     }
 }

@@ -28,14 +28,6 @@ class TensorInput:
 
 
 @dataclass(frozen=True)
-class SizeInput:
-    """A graph input that is a whole number: the expression it gives the value of."""
-
-    expression: sympy.Basic
-    position: int
-
-
-@dataclass(frozen=True)
 class Tensor:
     """An output that the plan computes, by its place among the plan's outputs."""
 
@@ -70,7 +62,6 @@ class Converted:
     nodes: list[Node]
     sizes: GraphSizes
     tensors: list[TensorInput]
-    numbers: list[SizeInput]
     parameters: dict[str, int]
     constants: dict[str, torch.Tensor]
     outputs: list[Output]
@@ -92,7 +83,7 @@ class _Conversion:
         self.nodes: dict[fx.Node, Node] = {}
         self.calls: list[Node] = []
         self.placeholders: list[Node] = []
-        self.result = Converted([], GraphSizes(_shape_env(graph_module)), [], [], {}, {}, [])
+        self.result = Converted([], GraphSizes(_shape_env(graph_module)), [], {}, {}, [])
 
     def run(self) -> Converted:
         position = 0
@@ -115,6 +106,9 @@ class _Conversion:
     def _placeholder(self, node: fx.Node, position: int) -> None:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor):
+            for axis, size in enumerate(value.shape):
+                if isinstance(size, torch.SymInt):
+                    self.result.sizes.give(self.result.sizes.expression(size), position, axis)
             path = self.paths.get(position)
             if path is None:
                 self.result.tensors.append(TensorInput(node.name, position))
@@ -123,8 +117,7 @@ class _Conversion:
                 self.result.parameters[path] = position
                 self._leaf(node, Node(node.name, "placeholder", role="parameter", path=path), value)
         elif isinstance(value, _SYMBOLIC):
-            expression = self.result.sizes.expression(value)
-            self.result.numbers.append(SizeInput(expression, position))
+            self.result.sizes.give(self.result.sizes.expression(value), position)
 
     def _attribute(self, node: fx.Node) -> None:
         value: Any = self.module
@@ -172,7 +165,9 @@ class _Conversion:
                 self.result.outputs.append(Tensor(len(tensors)))
                 tensors.append(self.nodes[item])
             elif isinstance(value, _SYMBOLIC):
-                self.result.outputs.append(Size(self.result.sizes.expression(value)))
+                expression = self.result.sizes.expression(value)
+                self.result.sizes.use(expression)
+                self.result.outputs.append(Size(expression))
             else:
                 self.result.outputs.append(Constant(value))
         self.calls.append(Node("output", "output", args=tuple(tensors)))

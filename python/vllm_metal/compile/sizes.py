@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A graph's symbolic sizes as the FX document writes them, and their values in a call."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -68,12 +68,40 @@ class GraphSizes:
     def __init__(self, shape_env: ShapeEnv | None) -> None:
         self._shape_env = shape_env
         self._names: dict[sympy.Symbol, str] = {}
+        self._places: dict[sympy.Symbol, tuple[int, int | None]] = {}
         self._texts: dict[sympy.Basic, str] = {}
 
     @property
-    def symbols(self) -> Mapping[str, str]:
-        """Name and role of each symbol."""
-        return dict.fromkeys(self._names.values(), "size")
+    def symbols(self) -> list[str]:
+        """The symbols in use, in the order of their numbers."""
+        return list(self._names.values())
+
+    def give(self, expression: sympy.Basic, position: int, axis: int | None = None) -> None:
+        """Say that every call's argument, or the size of its axis, is the expression's value."""
+        if isinstance(expression, sympy.Symbol):
+            self._places.setdefault(expression, (position, axis))
+
+    def use(self, expression: sympy.Basic) -> None:
+        """Name the symbols of an expression whose value a call needs."""
+        for symbol in sorted(expression.free_symbols, key=str):
+            self._name(symbol)
+
+    def bind(self, arguments: Sequence[Any]) -> dict[str, int]:
+        """The symbols' values in a call."""
+        values = {}
+        for symbol, name in self._names.items():
+            position, axis = self._places[symbol]
+            argument = arguments[position]
+            values[name] = int(argument if axis is None else argument.shape[axis])
+        return values
+
+    def value(self, expression: sympy.Basic, values: Mapping[str, int]) -> Any:
+        """An expression's value under `bind`'s."""
+        numbers = {symbol: values[name] for symbol, name in self._names.items()}
+        result = expression.xreplace({s: sympy.Integer(n) for s, n in numbers.items()})
+        if result.is_Boolean:
+            return bool(result)
+        return int(result) if result.is_Integer else float(result)
 
     def expression(self, size: Any) -> sympy.Basic:
         """What torch knows a size, or another symbolic number, to be."""
@@ -87,8 +115,7 @@ class GraphSizes:
             expression = self._shape_env.simplify(expression)
         found = self._texts.get(expression)
         if found is None:
-            for symbol in sorted(expression.free_symbols, key=str):
-                self._name(symbol)
+            self.use(expression)
             found = self._texts[expression] = _Printer().doprint(expression.xreplace(self._renamed))
         return found
 
@@ -98,11 +125,6 @@ class GraphSizes:
             return size
         expression = self.expression(size)
         return int(expression) if expression.is_Integer else self.text(expression)
-
-    def name(self, symbol: sympy.Symbol) -> str:
-        """The document's name of torch's symbol."""
-        self._name(symbol)
-        return self._names[symbol]
 
     @property
     def _renamed(self) -> dict[sympy.Symbol, sympy.Symbol]:
@@ -117,4 +139,6 @@ class GraphSizes:
         unbacked = self._shape_env is not None and self._shape_env.is_unbacked_symint(symbol)
         if unbacked:
             raise ValueError(f"the size {symbol} depends on the contents of a tensor")
+        if symbol not in self._places:
+            raise ValueError(f"no argument has the size {symbol}")
         self._names[symbol] = f"s{len(self._names)}"

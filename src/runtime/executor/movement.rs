@@ -58,6 +58,12 @@ pub fn slice(
     step: i64,
 ) -> Result<Array> {
     let (start, stop) = (to_i32(context.size(start)?)?, to_i32(context.size(stop)?)?);
+    // MLX would cut a bound that lies outside.
+    let length = x.shape().get(axis).copied().unwrap_or(0);
+    if !(0 <= start && start <= stop && stop <= length) {
+        let reason = format!("slice {start}:{stop} of {length} elements");
+        return Err(Error::Unsupported(reason));
+    }
     Ok(context.mlx.slice(x, axis, start, stop, to_i32(step)?)?)
 }
 

@@ -57,6 +57,12 @@ impl Parameters {
         Ok(())
     }
 
+    /// Uses an array of another model.
+    pub fn share(&mut self, path: String, array: Array) {
+        self.report.parameters += 1;
+        self.arrays.insert(path, (array, String::new()));
+    }
+
     /// The parameter of that path.
     ///
     /// # Errors
