@@ -10,8 +10,8 @@ use crate::runtime::tensor::Tensor;
 use crate::runtime::{Argument, CacheSpec, LayerMetadata, LoadedModel, Pages};
 use lowering::ir::DType;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
-use std::collections::{BTreeMap, HashMap};
+use pyo3::types::{PyDict, PyInt, PyTuple};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A plan with its weights, ready to run.
@@ -63,20 +63,19 @@ impl Model {
         inputs: &Bound<'py, PyDict>,
         attention: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.run(py, "backbone", inputs, attention, None, false)
+        self.run(py, "backbone", inputs, attention, false)
     }
 
-    /// Runs the graph of that name; see `step`. `sizes` are the values of symbols by name, where the
-    /// inputs do not give them. With `borrow`, tensors are used where they lie if MLX can; they must
+    /// Runs the graph of that name; see `step`. An int among the inputs is the value of the symbol
+    /// of that name, where no input's size gives it. With `borrow`, tensors are used where they lie if MLX can; they must
     /// not change before the results are computed.
-    #[pyo3(signature = (graph, inputs, attention = None, sizes = None, borrow = false))]
+    #[pyo3(signature = (graph, inputs, attention = None, borrow = false))]
     fn run<'py>(
         &self,
         py: Python<'py>,
         graph: &str,
         inputs: &Bound<'py, PyDict>,
         attention: Option<&Bound<'py, PyDict>>,
-        sizes: Option<HashMap<String, i64>>,
         borrow: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let attention = attention.map(groups).transpose()?.unwrap_or_default();
@@ -84,6 +83,10 @@ impl Model {
         let mut arguments = Vec::with_capacity(inputs.len());
         for (name, value) in inputs {
             let name: String = name.extract()?;
+            if let Ok(size) = value.cast::<PyInt>() {
+                arguments.push((name, Argument::Size(size.extract()?)));
+                continue;
+            }
             match value.cast_into::<LazyTensor>() {
                 Ok(tensor) => lazy.push((name, tensor)),
                 Err(other) => {
@@ -99,10 +102,7 @@ impl Model {
         for (name, tensor) in &lazy {
             arguments.push((name.clone(), Argument::Tensor(&tensor.get().tensor)));
         }
-        let outputs = py.detach(|| {
-            self.model
-                .run(graph, arguments, sizes.unwrap_or_default(), attention)
-        })?;
+        let outputs = py.detach(|| self.model.run(graph, arguments, attention))?;
         results(py, outputs)
     }
 

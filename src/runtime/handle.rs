@@ -16,7 +16,6 @@ use super::step::StepMetadata;
 use super::tensor::{self, Tensor};
 use super::weights::{LoadReport, Parameters, Source};
 use lowering::plan::Plan;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// MLX on a device, with a thread of its own.
@@ -40,6 +39,8 @@ pub enum Argument<'a> {
     Foreign(Imported),
     /// Built before, perhaps not evaluated.
     Tensor(&'a Tensor),
+    /// The value of the symbol of that name.
+    Size(i64),
 }
 
 /// Attention metadata and the layers that it is for, by vLLM's names.
@@ -179,13 +180,12 @@ impl LoadedModel {
         self.with(move |model, state| model.allocate_kv_cache(&state.mlx, &specs))
     }
 
-    /// Runs a graph, lazily; `sizes` are the values of symbols that no input's size gives. A step that is not evaluated yet is evaluated first, so that its caches
+    /// Runs a graph, lazily. A step that is not evaluated yet is evaluated first, so that its caches
     /// can be updated in place.
     pub fn run(
         &self,
         graph: &str,
         inputs: Vec<(String, Argument)>,
-        sizes: HashMap<String, i64>,
         attention: Vec<LayerMetadata>,
     ) -> Result<Vec<Tensor>> {
         let graph = graph.to_owned();
@@ -203,7 +203,7 @@ impl LoadedModel {
                 .map(|(name, sent)| Ok((name, sent.receive(state)?)))
                 .collect::<Result<_>>()?;
             let metadata = by_layer(model, attention);
-            let outputs = model.run(&state.mlx, &owner, &graph, inputs, &sizes, &metadata)?;
+            let outputs = model.run(&state.mlx, &owner, &graph, inputs, &metadata)?;
             outputs
                 .into_iter()
                 .map(|array| Tensor::new(state, &owner, array))
@@ -232,14 +232,7 @@ impl LoadedModel {
                 .map(|name| (name, Input::Array(array)));
             let inputs = inputs.into_iter().collect();
             let metadata = StepMetadata::default();
-            let outputs = model.run(
-                &state.mlx,
-                &owner,
-                GRAPH,
-                inputs,
-                &HashMap::new(),
-                &metadata,
-            )?;
+            let outputs = model.run(&state.mlx, &owner, GRAPH, inputs, &metadata)?;
             outputs
                 .into_iter()
                 .map(|array| Tensor::new(state, &owner, array))
@@ -317,6 +310,7 @@ enum Sent {
     Host(HostTensor),
     Foreign(Imported),
     Tensor(u64),
+    Size(i64),
 }
 
 impl Sent {
@@ -325,6 +319,7 @@ impl Sent {
             Argument::Host(tensor) => Sent::Host(tensor),
             Argument::Foreign(tensor) => Sent::Foreign(tensor),
             Argument::Tensor(tensor) => Sent::Tensor(tensor.id()),
+            Argument::Size(size) => Sent::Size(size),
         }
     }
 
@@ -332,6 +327,7 @@ impl Sent {
         match self {
             Sent::Host(tensor) => Ok(Input::Host(tensor)),
             Sent::Foreign(tensor) => Ok(Input::Foreign(tensor)),
+            Sent::Size(size) => Ok(Input::Size(size)),
             Sent::Tensor(id) => Ok(Input::Array(tensor::find(state, id)?.clone())),
         }
     }

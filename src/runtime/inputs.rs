@@ -18,6 +18,8 @@ pub enum Input {
     Foreign(Imported),
     /// Built before, perhaps not evaluated.
     Array(Array),
+    /// The value of the symbol of that name.
+    Size(i64),
 }
 
 /// Inputs ready to run with.
@@ -30,8 +32,7 @@ pub struct Bound {
     pub num_tokens: usize,
 }
 
-/// Matches inputs with the plan. `sizes` are the values of symbols by name; the others take theirs
-/// from the inputs.
+/// Matches inputs with the plan. Symbols that are not given take their values from the inputs.
 ///
 /// # Errors
 /// A missing or unknown name, a dtype or size that is not the plan's, or an index out of `bounds`.
@@ -40,17 +41,18 @@ pub fn bind(
     graph: &GraphPlan,
     bounds: &[Option<i64>],
     mut inputs: HashMap<String, Input>,
-    sizes: &HashMap<String, i64>,
 ) -> Result<Bound> {
     let wrong = |reason: String| Error::Inputs {
         graph: graph.name.clone(),
         reason,
     };
-    let mut symbols: Vec<Option<i64>> = graph
-        .symbols
-        .iter()
-        .map(|symbol| sizes.get(&symbol.name).copied())
-        .collect();
+    let mut symbols: Vec<Option<i64>> = vec![None; graph.symbols.len()];
+    for (symbol, value) in graph.symbols.iter().zip(&mut symbols) {
+        if let Some(Input::Size(size)) = inputs.get(&symbol.name) {
+            *value = Some(*size);
+            inputs.remove(&symbol.name);
+        }
+    }
     let mut arrays = Vec::with_capacity(graph.inputs.len());
     for (index, binding) in graph.inputs.iter().enumerate() {
         let Binding { name, value } = binding;
@@ -61,11 +63,12 @@ pub fn bind(
             let checked = match &input {
                 Input::Host(tensor) => check_bound(tensor, *bound),
                 Input::Foreign(tensor) => check_bound(&HostTensor::from(tensor), *bound),
-                Input::Array(_) => Ok(()),
+                Input::Array(_) | Input::Size(_) => Ok(()),
             };
             checked.map_err(|reason| wrong(format!("input {name:?}: {reason}")))?;
         }
-        let array = to_array(mlx, input, value.dtype)?;
+        let array = to_array(mlx, input, value.dtype)?
+            .ok_or_else(|| wrong(format!("input {name:?}: expected {value}, found a number")))?;
         if !matches(&array, value, &mut symbols) {
             let found = mlx::dtype(&array).map_or("?", DType::name);
             let reason = format!(
@@ -104,8 +107,9 @@ pub fn bind(
     })
 }
 
-fn to_array(mlx: &Mlx, input: Input, expected: DType) -> Result<Array> {
-    match input {
+/// The array of a tensor; none for a number.
+fn to_array(mlx: &Mlx, input: Input, expected: DType) -> Result<Option<Array>> {
+    let array = match input {
         // vLLM's token ids are int32 and its positions int64; callers may have either.
         Input::Host(tensor) if tensor.dtype == DType::Int64 && expected == DType::Int32 => {
             let bytes = tensor
@@ -113,20 +117,22 @@ fn to_array(mlx: &Mlx, input: Input, expected: DType) -> Result<Array> {
                 .iter()
                 .flat_map(|value| value.to_ne_bytes())
                 .collect();
-            Ok(HostTensor {
+            HostTensor {
                 dtype: expected,
                 bytes,
                 ..tensor
             }
-            .to_array()?)
+            .to_array()?
         }
         Input::Host(tensor) if tensor.dtype == DType::Int32 && expected == DType::Int64 => {
-            Ok(mlx.cast(&tensor.to_array()?, expected)?)
+            mlx.cast(&tensor.to_array()?, expected)?
         }
-        Input::Host(tensor) => Ok(tensor.to_array()?),
-        Input::Foreign(tensor) => weights::borrow(mlx, tensor),
-        Input::Array(array) => Ok(array),
-    }
+        Input::Host(tensor) => tensor.to_array()?,
+        Input::Foreign(tensor) => weights::borrow(mlx, tensor)?,
+        Input::Array(array) => array,
+        Input::Size(_) => return Ok(None),
+    };
+    Ok(Some(array))
 }
 
 fn check_bound(tensor: &HostTensor, bound: i64) -> std::result::Result<(), String> {

@@ -112,8 +112,7 @@ impl Model {
             })
     }
 
-    /// Builds one run of a graph, lazily. `sizes` are the values of symbols by name, where the inputs
-    /// do not give them. Everything that indexes memory is checked first; where a
+    /// Builds one run of a graph, lazily. Everything that indexes memory is checked first; where a
     /// check or the building fails, the caches stay as they were.
     pub fn run(
         &mut self,
@@ -121,7 +120,6 @@ impl Model {
         owner: &Arc<Owner>,
         name: &str,
         inputs: HashMap<String, Input>,
-        sizes: &HashMap<String, i64>,
         metadata: &StepMetadata,
     ) -> Result<Vec<Array>> {
         self.graph(name)?;
@@ -137,7 +135,7 @@ impl Model {
         else {
             return Err(Error::Internal(format!("graph {name:?} vanished")));
         };
-        let bound = bind(mlx, &prepared.graph.plan, &prepared.bounds, inputs, sizes)?;
+        let bound = bind(mlx, &prepared.graph.plan, &prepared.bounds, inputs)?;
         if !prepared.layers.is_empty() {
             metadata.check(layers, &prepared.layers, cache.as_ref(), bound.num_tokens)?;
         }

@@ -137,7 +137,13 @@ pub fn import_graph(
                 }
             }
             NodeOp::Output => {
-                let items = node.args.iter().map(|arg| resolve(&importer, arg, &known));
+                let items =
+                    node.args
+                        .iter()
+                        .map(|arg| match (arg, resolve(&importer, arg, &known)?) {
+                            (Arg::Node(name), Item::None) => Err(format!("{name} is not computed")),
+                            (_, item) => Ok(item),
+                        });
                 let items: Result<Vec<Item>, String> = items.collect();
                 for item in flatten(&items.map_err(failed)?) {
                     outputs.push(importer.value(&item).map_err(failed)?);

@@ -237,13 +237,17 @@ fn layer_norm(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let eps = Float::new(eps.float_or(1e-5)?);
     let result = importer.builder.add(Op::LayerNorm { eps }, &operands)?;
     let result = importer.fresh(result);
-    // The native form also yields mean and deviation, which only training reads.
-    let native = call.target() == "aten.native_layer_norm.default";
-    Ok(if native {
-        Item::Tuple(vec![result, Item::None, Item::None])
-    } else {
-        result
-    })
+    if call.target() != "aten.native_layer_norm.default" {
+        return Ok(result);
+    }
+    // The native form also yields mean and 1 / deviation, which only training reads.
+    let wide = importer.builder.cast(value, DType::Float32)?;
+    let mean = mean_last(importer, wide)?;
+    let centred = importer.builder.binary(Binary::Sub, wide, mean)?;
+    let scale = inverse_root_mean_square(importer, centred, eps)?;
+    let statistics = [mean, scale].map(|value| importer.fresh(value));
+    let [mean, scale] = statistics;
+    Ok(Item::Tuple(vec![result, mean, scale]))
 }
 
 fn rms_norm(importer: &mut Importer, call: &Call) -> Result<Item, String> {
@@ -258,12 +262,33 @@ fn rms_norm(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let eps = Float::new(eps.float_or(default)?);
     let result = importer.builder.add(Op::RmsNorm { eps }, &operands)?;
     let result = importer.fresh(result);
-    let fused = call.target() == "aten._fused_rms_norm.default";
-    Ok(if fused {
-        Item::Tuple(vec![result, Item::None])
-    } else {
-        result
-    })
+    if call.target() != "aten._fused_rms_norm.default" {
+        return Ok(result);
+    }
+    let wide = importer.builder.cast(value, DType::Float32)?;
+    let scale = inverse_root_mean_square(importer, wide, eps)?;
+    Ok(Item::Tuple(vec![result, importer.fresh(scale)]))
+}
+
+fn mean_last(importer: &mut Importer, x: Value) -> Result<Value, String> {
+    let last = importer.builder.shape(x).len().saturating_sub(1);
+    importer
+        .builder
+        .reduce(Reduction::Mean, x, vec![last], true)
+}
+
+/// `1 / sqrt(mean(x^2) + eps)` over the last axis, which stays with size 1.
+fn inverse_root_mean_square(
+    importer: &mut Importer,
+    x: Value,
+    eps: Float,
+) -> Result<Value, String> {
+    let square = importer.builder.unary(Unary::Square, x)?;
+    let mean = mean_last(importer, square)?;
+    let dtype = importer.builder.dtype(x);
+    let eps = importer.builder.scalar(Scalar::Float(eps), dtype);
+    let sum = importer.builder.binary(Binary::Add, mean, eps)?;
+    importer.builder.unary(Unary::Rsqrt, sum)
 }
 
 fn variance(importer: &mut Importer, call: &Call) -> Result<Item, String> {

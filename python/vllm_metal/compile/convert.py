@@ -48,7 +48,14 @@ class Constant:
     value: Any
 
 
-Output = Tensor | Size | Constant
+@dataclass(frozen=True)
+class Argument:
+    """An output that is an argument of the call, by its position."""
+
+    position: int
+
+
+Output = Tensor | Size | Constant | Argument
 
 
 @dataclass
@@ -81,6 +88,7 @@ class _Conversion:
         self.module = graph_module
         self.paths = parameters
         self.nodes: dict[fx.Node, Node] = {}
+        self.positions: dict[Any, int] = {}
         self.calls: list[Node] = []
         self.placeholders: list[Node] = []
         self.result = Converted([], GraphSizes(_shape_env(graph_module)), [], {}, {}, [])
@@ -105,6 +113,7 @@ class _Conversion:
 
     def _placeholder(self, node: fx.Node, position: int) -> None:
         value = node.meta.get("val")
+        self.positions[node] = position
         if isinstance(value, torch.Tensor):
             for axis, size in enumerate(value.shape):
                 if isinstance(size, torch.SymInt):
@@ -159,9 +168,13 @@ class _Conversion:
 
     def _output(self, node: fx.Node) -> None:
         tensors: list[Node] = []
+        # An argument that the graph may have written to has to come out of the plan.
+        arguments = {} if _mutates(self.module) else self.positions
         for item in pytree.tree_leaves(node.args):
             value = item.meta.get("val") if isinstance(item, fx.Node) else item
-            if isinstance(value, torch.Tensor):
+            if item in arguments:
+                self.result.outputs.append(Argument(arguments[item]))
+            elif isinstance(value, torch.Tensor):
                 self.result.outputs.append(Tensor(len(tensors)))
                 tensors.append(self.nodes[item])
             elif isinstance(value, _SYMBOLIC):
@@ -212,6 +225,11 @@ def place_of(node: fx.Node) -> str:
         text for text in (str(node.target), _module_of(node), _source_of(node)) if text
     )
     return f"{node.name} ({where})"
+
+
+def _mutates(graph_module: fx.GraphModule) -> bool:
+    targets = (node.target for node in graph_module.graph.nodes)
+    return any(isinstance(t, torch._ops.OpOverload) and t._schema.is_mutable for t in targets)
 
 
 def _shape_env(graph_module: fx.GraphModule) -> Any:

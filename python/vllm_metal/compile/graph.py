@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vllm_metal._native import core
-from vllm_metal.compile.convert import Constant, Converted, Tensor
+from vllm_metal.compile.convert import Argument, Constant, Converted, Size, Tensor
 from vllm_metal.compile.device import runtime
 from vllm_metal.compile.weights import fingerprint, plain, weights
 from vllm_metal.fx import TensorType, document_bytes, graph_json
@@ -47,17 +47,21 @@ class LoweredGraph:
         model = self._load(arguments)
         sizes = self._sizes.bind(arguments)
         inputs = {item.name: plain(arguments[item.position]) for item in self._inputs}
-        results = model.run(GRAPH, inputs, sizes=sizes, borrow=True)
+        results = model.run(GRAPH, {**inputs, **sizes}, borrow=True)
         lazy = list(results) if isinstance(results, tuple) else [results]
         runtime().evaluate(lazy)
-        return [self._output(output, lazy, sizes) for output in self._outputs]
-
-    def _output(self, output: Any, lazy: list[Any], sizes: dict[str, int]) -> Any:
-        if isinstance(output, Tensor):
-            return torch.from_dlpack(lazy[output.index])
-        if isinstance(output, Constant):
-            return output.value
-        return self._sizes.value(output.expression, sizes)
+        outputs = []
+        for output in self._outputs:
+            match output:
+                case Tensor(index):
+                    outputs.append(torch.from_dlpack(lazy[index]))
+                case Argument(position):
+                    outputs.append(arguments[position])
+                case Size(expression):
+                    outputs.append(self._sizes.value(expression, sizes))
+                case Constant(value):
+                    outputs.append(value)
+        return outputs
 
     def _load(self, arguments: Sequence[Any]) -> Any:
         """The plan with the weights of this call, loaded again after a weight has changed."""
