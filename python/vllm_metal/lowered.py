@@ -146,7 +146,7 @@ class LoweredModel:
         release = release and not lowering.report["fallback"]
         weights = _Weights(model, lowering.captured, release)
         self.plan = lowering.plan
-        self._input_names = frozenset(lowering.plan.inputs)
+        self._input_names = frozenset(lowering.plan.inputs("backbone"))
         self.report = lowering.report
         self.layers = lowering.captured.layers
         self._model = runtime.load(lowering.plan, weights, run_island)

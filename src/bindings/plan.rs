@@ -88,7 +88,7 @@ impl Plan {
         crate::runtime::weights::required(&self.plan)
     }
 
-    /// Names of a graph's inputs. Raises ValueError for a graph that the plan does not have.
+    /// Names of the inputs that a graph reads: a model may have no use for positions. Raises ValueError for a graph that the plan does not have.
     fn inputs(&self, graph: &str) -> PyResult<Vec<String>> {
         let graph = self
             .plan
@@ -108,20 +108,6 @@ impl Plan {
             .layers
             .iter()
             .map(|layer| layer.name.clone())
-            .collect()
-    }
-
-    /// Names of the inputs that the backbone reads: a model may have no use for positions.
-    #[getter]
-    fn inputs(&self) -> Vec<String> {
-        let backbone = self
-            .plan
-            .graphs
-            .iter()
-            .find(|graph| graph.name == "backbone");
-        backbone
-            .into_iter()
-            .flat_map(|graph| graph.inputs.iter().map(|input| input.name.clone()))
             .collect()
     }
 
