@@ -4,6 +4,7 @@
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +133,8 @@ class _Weights:
         parameter = self._parameters[path]
         tensor = parameter.detach()
         if self._release:
-            drop_storage(parameter)
+            with suppress(RuntimeError):  # what something else holds too, such as a view, stays
+                drop_storage(parameter)
         return tensor
 
 

@@ -174,7 +174,11 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
             f"--kv-cache-dtype {cache_dtype}: the KV cache has the model's dtype; leave it out."
         )
     backend = vllm_config.attention_config.backend
-    if backend is not None and backend.name != "CUSTOM":
+    if backend is not None and backend.name == "TRITON_ATTN":
+        # What vLLM falls back to by itself for some models.
+        logger.info("metal: the attention back-end is vllm-metal's own, not %s", backend.name)
+        vllm_config.attention_config.backend = None
+    elif backend is not None and backend.name != "CUSTOM":
         raise ValueError(f"--attention-backend {backend.name} does not run here; leave it out.")
     if vllm_config.speculative_config is not None:
         raise ValueError("--speculative-config: vllm-metal does not speculate yet; leave it out.")

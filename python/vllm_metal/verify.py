@@ -100,7 +100,7 @@ def _torch_log_probabilities(
 ) -> torch.Tensor:
     """float32[num_tokens, vocab_size]"""
     with prefill(vllm_config, len(ids)):
-        hidden = model(ids, torch.arange(len(ids)), None, None)
+        hidden = model(input_ids=ids, positions=torch.arange(len(ids)))
         return model.compute_logits(hidden).float().log_softmax(-1)
 
 

@@ -13,6 +13,19 @@ TOLERANCE = 2e-4
 """Largest difference of a top-10 log-probability in float32."""
 
 
+TIE = 1e-3
+"""Tokens whose log-probabilities are this near may change places."""
+ENGINE = {
+    "dtype": "float32",
+    "max_model_len": 128,
+    "max_num_seqs": 8,
+    "max_num_batched_tokens": 64,
+    "num_gpu_blocks_override": 256,
+    "skip_tokenizer_init": True,
+}
+"""Arguments of vLLM's `LLM`. A step takes fewer tokens than the prompts have, so one is cut."""
+
+
 @dataclass(frozen=True)
 class Case:
     """An architecture of vLLM's registry. `in_transformers`: Hugging Face can build it too."""
@@ -44,13 +57,17 @@ class Outcome:
 
     def apart_from(self, other: "Outcome") -> float:
         """Largest difference of the log-probabilities that both gave, up to the first step at which
-        their tokens part."""
-        largest = 0.0
+        their tokens part; infinite where that is no tie."""
+        largest = 0.0 if self.answers else float("inf")
         for mine, theirs in zip(self.answers, other.answers, strict=False):
             for step, other_step in zip(mine, theirs, strict=False):
                 common = step.keys() & other_step.keys()
                 largest = max([largest, *(abs(step[t] - other_step[t]) for t in common)])
-                if max(step, key=step.__getitem__) != max(other_step, key=other_step.__getitem__):
+                best = max(step, key=step.__getitem__)
+                gap = max(other_step.values()) - other_step.get(best, -float("inf"))
+                if gap > TIE:
+                    return float("inf")
+                if gap > 0:
                     break
         return largest
 
@@ -82,7 +99,7 @@ def run(case: Case, directory: Path, added: dict[str, Any], torch: bool = False)
 
 def _against_transformers(directory: Path, added: dict[str, Any], outcome: Outcome) -> None:
     from zoo import checkpoint
-    from zoo.compare import compare, log_probabilities, prompts
+    from zoo.compare import ask, compare, log_probabilities, prompts
 
     model = checkpoint.build(outcome.case.architecture, directory)
     log_probabilities(model, prompts()[1])  # Hugging Face's model itself must run
@@ -90,19 +107,12 @@ def _against_transformers(directory: Path, added: dict[str, Any], outcome: Outco
     outcome.result = "failed to load"
     from vllm import LLM
 
-    llm = LLM(
-        model=str(directory),
-        dtype="float32",
-        max_model_len=128,
-        max_num_seqs=8,
-        max_num_batched_tokens=64,
-        num_gpu_blocks_override=256,
-        skip_tokenizer_init=True,
-    )
+    llm = LLM(model=str(directory), **ENGINE)  # type: ignore[arg-type]
     _describe(llm, outcome)
     outcome.result = "failed to run"
-    comparison = compare(model, llm)
-    outcome.answers = comparison.answers
+    answers = ask(llm)
+    outcome.answers = [answer.logprobs for answer in answers]
+    comparison = compare(model, answers)
     outcome.largest_difference = comparison.largest_difference
     outcome.result = "passed" if comparison.equal else "differs"
     if not comparison.equal:
@@ -110,7 +120,20 @@ def _against_transformers(directory: Path, added: dict[str, Any], outcome: Outco
 
 
 def _against_torch(directory: Path, added: dict[str, Any], outcome: Outcome) -> None:
-    raise NotImplementedError("architectures that only vLLM has are not built yet")
+    from vllm import LLM
+    from vllm.model_executor.model_loader import dummy_loader
+
+    from zoo import synthetic
+    from zoo.compare import ask
+
+    synthetic.write_config(outcome.case.architecture, directory)
+    outcome.result = "failed to load"
+    dummy_loader.DummyModelLoader.load_weights = synthetic.load  # type: ignore[method-assign]
+    llm = LLM(model=str(directory), load_format="dummy", **ENGINE)  # type: ignore[arg-type]
+    _describe(llm, outcome)
+    outcome.result = "failed to run"
+    outcome.answers = [answer.logprobs for answer in ask(llm)]
+    outcome.result = "ran"
 
 
 def _add_keys(path: Path, added: dict[str, Any]) -> None:

@@ -30,9 +30,11 @@ def build(architecture: str, directory: Path) -> PreTrainedModel:
 @torch.no_grad()
 def randomise(model: torch.nn.Module, std: float = STD) -> None:
     """Redraw the weights. What does not start around zero (norm weights, decays) stays near what it
-    starts from, and what starts at zero (biases, corrections of a router) does not stay there."""
+    starts from, and what starts at zero (biases, corrections of a router) does not stay there.
+    Other buffers are constants."""
+    zeros = [buffer for buffer in _persistent_buffers(model) if bool((buffer == 0).all())]
     seen = set()
-    for tensor in [*model.parameters(), *_persistent_buffers(model)]:
+    for tensor in [*model.parameters(), *zeros]:
         if not tensor.is_floating_point() or tensor.data_ptr() in seen:
             continue
         seen.add(tensor.data_ptr())

@@ -7,11 +7,9 @@ import torch
 from transformers import PreTrainedModel
 from vllm import LLM, SamplingParams
 
-from zoo.case import TOLERANCE
+from zoo.case import TIE, TOLERANCE
 from zoo.shrink import VOCAB_SIZE
 
-TIE = 1e-3
-"""Tokens whose log-probabilities are this near may change places."""
 LENGTHS = (1, 6, 17, 40, 70)
 NUM_TOKENS = 8
 
@@ -22,8 +20,6 @@ class Comparison:
 
     largest_difference: float
     different_tokens: int
-    answers: list[list[dict[int, float]]]
-    """Log-probabilities by prompt, step and token."""
 
     @property
     def equal(self) -> bool:
@@ -36,26 +32,45 @@ def prompts(seed: int = 0) -> list[list[int]]:
     return [torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist() for n in LENGTHS]
 
 
-def compare(model: PreTrainedModel, llm: LLM) -> Comparison:
-    """Greedy answers to all prompts at once, each token judged given those before it."""
-    batch = prompts()
+@dataclass
+class Answer:
+    """What vLLM said to a prompt: its greedy tokens, and the best log-probabilities at each."""
+
+    prompt: list[int]
+    tokens: list[int]
+    logprobs: list[dict[int, float]]
+
+
+def ask(llm: LLM) -> list[Answer]:
+    """Greedy answers to all prompts at once."""
     params = SamplingParams(
         temperature=0, max_tokens=NUM_TOKENS, logprobs=10, ignore_eos=True, detokenize=False
     )
+    batch = prompts()
     requests = [{"prompt_token_ids": prompt} for prompt in batch]
     outputs = llm.generate(requests, params, use_tqdm=False)  # type: ignore[arg-type]
+    return [
+        Answer(
+            prompt,
+            list(output.outputs[0].token_ids),
+            [{t: e.logprob for t, e in step.items()} for step in output.outputs[0].logprobs],
+        )
+        for prompt, output in zip(batch, outputs, strict=True)
+    ]
+
+
+def compare(model: PreTrainedModel, answers: list[Answer]) -> Comparison:
+    """Each token judged given those before it, which is what generating them would do."""
     largest, different = 0.0, 0
-    answers = []
-    for prompt, output in zip(batch, outputs, strict=True):
-        answer = output.outputs[0]
-        answers.append([{t: e.logprob for t, e in step.items()} for step in answer.logprobs])
-        expected = log_probabilities(model, prompt + list(answer.token_ids))[len(prompt) - 1 :]
-        for row, token, found in zip(expected, answer.token_ids, answer.logprobs, strict=False):
+    for answer in answers:
+        expected = log_probabilities(model, answer.prompt + answer.tokens)
+        expected = expected[len(answer.prompt) - 1 :]
+        for row, token, found in zip(expected, answer.tokens, answer.logprobs, strict=False):
             different += int(row.max() - row[token] > TIE)
-            difference = max(abs(e.logprob - row[t].item()) for t, e in found.items())
+            difference = max(abs(logprob - row[t].item()) for t, logprob in found.items())
             # A NaN must not get lost in `max`.
             largest = max(largest, difference if difference == difference else float("inf"))
-    return Comparison(largest, different, answers)
+    return Comparison(largest, different)
 
 
 @torch.no_grad()

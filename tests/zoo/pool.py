@@ -77,6 +77,8 @@ class Pool:
             added[missing[1]] = keys.VALUES[missing[1]]
         if outcome.result == "differs":
             self._ask_torch(case, added, outcome)
+        if outcome.result == "ran":
+            self._judge_by_torch(case, added, outcome)
         return outcome
 
     def _run_once(self, case: Case, added: dict[str, Any], torch: bool = False) -> Outcome:
@@ -100,8 +102,21 @@ class Pool:
         elif torch.result != "passed":
             outcome.reason += f"; vLLM's PyTorch model {torch.result}: {torch.reason}"
 
+    def _judge_by_torch(self, case: Case, added: dict[str, Any], outcome: Outcome) -> None:
+        """Without a Hugging Face model the reference is vLLM's own."""
+        torch = self._run_once(case, added, torch=True)
+        if torch.result != "ran":
+            outcome.result = "no reference"
+            outcome.reason = f"vLLM's PyTorch model {torch.result}: {torch.reason}"
+            return
+        outcome.largest_difference = outcome.apart_from(torch)
+        equal = outcome.largest_difference <= outcome.tolerance
+        outcome.result = "passed" if equal else "differs"
 
-_MISSING_KEY = re.compile(r"'\w*Config' object has no attribute '(\w+)'")
+
+_MISSING_KEY = re.compile(
+    r"(?:Config' object has no attribute '|ValueError: )(\w+)(?:'| not exist)"
+)
 
 
 def _child(send: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -34,6 +34,12 @@ def _at_most(number: int) -> Callable[[int, dict[str, Any]], int]:
     return lambda default, fields: min(number, default)
 
 
+def _intermediate_size(default: int, fields: dict[str, Any]) -> int:
+    # Some models take four times the hidden size for granted.
+    four_times = default == 4 * (fields.get("hidden_size") or 0)
+    return 4 * HIDDEN_SIZE if four_times else 96 if default > 0 else 0
+
+
 def _head_size(default: int, fields: dict[str, Any]) -> int:
     return max(4, default // 8)
 
@@ -54,10 +60,7 @@ _RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
     (r"hidden_size|d_model|n_embd|word_embed_proj_dim|dim_model_base", _fixed(HIDDEN_SIZE)),
     (r"attention_hidden_size|mamba_d_ssm|ple_embed_dim", _fixed(2 * HIDDEN_SIZE)),
     (r"hidden_size_per_layer_input|moe_latent_size", _fixed(32)),
-    (
-        r".*intermediate_size.*|ffn_dim|.*ffn_hidden_size|n_inner|d_ff",
-        lambda default, fields: 96 if default > 0 else 0,
-    ),
+    (r".*intermediate_size.*|ffn_dim|.*ffn_hidden_size|n_inner|d_ff", _intermediate_size),
     (r"vocab_size|unpadded_vocab_size|vocab_size_per_layer_input", _fixed(VOCAB_SIZE)),
     (
         r"max_position_embeddings|n_positions|max_seq_len|seq_length|model_max_length",
@@ -201,7 +204,7 @@ def _cut(
 ) -> list[Any]:
     if isinstance(values[0], str):
         return values[:after]
-    if values == list(range(before)):
+    if values == list(range(before)) and name.endswith("_idxs"):
         # "all layers", where real checkpoints list some: both kinds are wanted
         return list(range(1, after, 2))
     spread = [values[i * before // after] for i in range(after)]

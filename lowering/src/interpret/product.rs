@@ -89,3 +89,25 @@ pub(super) fn expert_matmul(
         data: Data::Float(result),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::DType;
+
+    #[test]
+    fn rows_meet_their_experts_weights() {
+        let weights = Tensor::floats(DType::Float32, vec![2, 1, 2], vec![1.0, 0.0, 0.0, 10.0]);
+        let product = |slots: usize, x: Vec<f64>, experts: Vec<i64>| {
+            let x = Tensor::floats(DType::Float32, vec![1, slots, 2], x);
+            let experts = Tensor::ints(DType::Int32, vec![1, 2], experts);
+            let shape = vec![1, 2, 1];
+            expert_matmul(Precision::Rounded, &x, &weights, &experts, shape)
+        };
+        let shared = product(1, vec![3.0, 4.0], vec![1, 0]).unwrap();
+        assert_eq!(shared.to_f64(), [40.0, 3.0]);
+        let own = product(2, vec![3.0, 4.0, 5.0, 6.0], vec![1, 0]).unwrap();
+        assert_eq!(own.to_f64(), [40.0, 5.0]);
+        assert!(product(1, vec![3.0, 4.0], vec![2, 0]).is_err());
+    }
+}

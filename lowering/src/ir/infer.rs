@@ -467,6 +467,27 @@ mod tests {
     }
 
     #[test]
+    fn experts_take_a_row_for_each_choice_or_one_for_all() {
+        let weights = of(DType::Float32, &[4, 6, 8]);
+        let experts = of(DType::Int32, &[5, 2]);
+        let result = |x: &[i64], experts: &TensorType| {
+            infer(
+                &Op::ExpertMatmul,
+                &[&of(DType::Float32, x), &weights, experts],
+            )
+            .unwrap()
+        };
+        for slots in [1, 2] {
+            let found = result(&[5, slots, 8], &experts);
+            assert_eq!(found, Ok(vec![of(DType::Float32, &[5, 2, 6])]));
+        }
+        assert!(result(&[5, 3, 8], &experts).is_err());
+        assert!(result(&[4, 1, 8], &experts).is_err());
+        assert!(result(&[5, 1, 6], &experts).is_err());
+        assert!(result(&[5, 1, 8], &of(DType::Float32, &[5, 2])).is_err());
+    }
+
+    #[test]
     fn sizes_are_bounded() {
         assert!(of(DType::Float32, &[0, 1 << 40]).check_sizes().is_ok());
         assert!(of(DType::Float32, &[-1]).check_sizes().is_err());

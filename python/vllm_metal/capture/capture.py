@@ -117,7 +117,13 @@ class _Capture:
         input_ids = trace.input("input_ids", (tokens,), torch.int32)
         shape = (3, tokens) if self.vllm_config.model_config.uses_mrope else (tokens,)
         positions = trace.input("positions", shape, torch.int64)
-        return self.model(input_ids, positions, None, None)
+        # By keyword, as vLLM's runner calls it: the order differs between models.
+        return self.model(
+            input_ids=input_ids,
+            positions=positions,
+            intermediate_tensors=None,
+            inputs_embeds=None,
+        )
 
     def _run_logits(self, trace: Trace, rows: torch.SymInt, hidden: Any) -> Any:
         if not isinstance(hidden, torch.Tensor):

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models of architectures that only vLLM has: a configuration from what the model's code asks for,
+and random weights under vLLM's own names."""
+
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vllm_metal.capture import capture_config, construct, single_process
+from zoo import keys
+from zoo.checkpoint import STD
+from zoo.shrink import shrink
+
+MOST_KEYS = 40
+_MISSING = re.compile(r"'\w*' object has no attribute '(\w+)'")
+
+
+def write_config(architecture: str, directory: Path) -> None:
+    """Write `config.json` with every key that constructing vLLM's model asks for.
+
+    Raises what constructing raises once no key is missing that `keys.VALUES` knows.
+    """
+    path = directory / "config.json"
+    config = _beginning(architecture)
+    for _ in range(MOST_KEYS):
+        path.write_text(json.dumps(config))
+        try:
+            vllm_config = capture_config(directory, "float32", max_model_len=128)
+            with single_process(vllm_config):
+                construct(vllm_config)
+            return
+        except AttributeError as error:
+            missing = _MISSING.search(str(error))
+            if missing is None or missing[1] in config or missing[1] not in keys.VALUES:
+                raise
+            config[missing[1]] = keys.VALUES[missing[1]]
+    raise ValueError(f"{architecture} asks for more than {MOST_KEYS} keys")
+
+
+def _beginning(architecture: str) -> dict[str, Any]:
+    """A configuration class of the same name if there is one, or the plainest."""
+    from transformers import CONFIG_MAPPING
+    from vllm.model_executor.models import registry
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
+
+    module = registry._TEXT_GENERATION_MODELS[architecture][0].rsplit(".", 1)[-1]
+    stem = re.sub(r"(ForCausalLM|ForConditionalGeneration|Model)$", "", architecture)
+    known = {_plain(name): name for name in [*CONFIG_MAPPING.keys(), *_CONFIG_REGISTRY]}
+    name = known.get(_plain(stem)) or known.get(_plain(module)) or "llama"
+    config_class = _CONFIG_REGISTRY[name] if name in _CONFIG_REGISTRY else CONFIG_MAPPING[name]
+    return shrink(config_class).to_dict() | {"model_type": name, "architectures": [architecture]}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+@torch.no_grad()
+def load(loader: Any, model: nn.Module, model_config: Any) -> None:
+    """In the place of vLLM's dummy loader: the same weights for the same names, matrices around 0
+    and vectors around 1."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            mean = 1.0 if parameter.dim() < 2 else 0.0
+            parameter.copy_(torch.normal(mean, STD, parameter.shape, generator=generator))
