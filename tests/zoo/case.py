@@ -175,7 +175,9 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:300]
+    # pydantic's first line only says that there are errors
+    line = lines[1].strip() if "validation error" in lines[0] and len(lines) > 1 else lines[0]
+    return f"{type(error).__name__}: {line}"[:300]
 
 
 def set_environment() -> None:

@@ -14,6 +14,8 @@ VALUES: dict[str, Any] = {
     "block_dim": HIDDEN_SIZE,
     "conv_dim": HIDDEN_SIZE,
     "head_dim": 16,
+    "hybrid_layer_pattern": [0, 1, 1, 0],
+    "rotary_dim": 16,
     "first_k_dense_replace": 1,
     "rope_theta": 10000.0,
     "rope_scaling": None,

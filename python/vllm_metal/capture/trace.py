@@ -35,6 +35,9 @@ _aten = torch.ops.aten
 _ALIASES = frozenset({_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default})
 """Operators whose result is their argument: they get no node of their own."""
 
+_SIZE_BOUND = frozenset({_aten.constant_pad_nd.default})
+"""Operators whose own kernel takes sizes for numbers: PyTorch's decomposition tells their result."""
+
 _READS = frozenset({_aten.item.default, _aten._local_scalar_dense.default})
 """Operators that make a Python number of a tensor."""
 
@@ -133,7 +136,8 @@ class Trace(TorchDispatchMode):
             known = self._results.get(key)
             if known is not None:
                 return self._record(func, refs, keyword_refs, _map(known, self._tensor_of))
-        result = func(*self._fake(args), **self._fake(kwargs))
+        compute = torch._decomp.decomposition_table[func] if func in _SIZE_BOUND else func
+        result = compute(*self._fake(args), **self._fake(kwargs))
         if not _has_tensor(result) and not func._schema.is_mutable:
             return result  # a question (device, size, contiguity), not a computation
         if key is not None and _has_tensor(result) and not _has_any(result, self._nodes):
