@@ -36,7 +36,7 @@ _ALIASES = frozenset({_aten.detach.default, _aten.alias.default, _aten.lift_fres
 """Operators whose result is their argument: they get no node of their own."""
 
 _SIZE_BOUND = frozenset({_aten.constant_pad_nd.default})
-"""Operators whose own kernel takes sizes for numbers: PyTorch's decomposition tells their result."""
+"""Operators whose kernel takes sizes for numbers: PyTorch's decomposition tells their result."""
 
 _READS = frozenset({_aten.item.default, _aten._local_scalar_dense.default})
 """Operators that make a Python number of a tensor."""
