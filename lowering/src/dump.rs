@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::import::{Arg, Document, FxGraph, FxNode, FxValue, NodeOp};
-use crate::ir::{Graph, Op, TensorType, Value};
+use crate::ir::{AttentionMask, Graph, Op, Scores, TensorType, Value};
 use crate::plan::{GraphPlan, PlanReport, Step};
 use serde::Serialize;
 use std::collections::HashMap;
@@ -149,6 +149,23 @@ fn dot(listings: &[Listing]) -> String {
     text
 }
 
+fn attention(scores: &Scores, sinks: bool) -> String {
+    let mut text = format!("scale {}", scores.scale);
+    if let Some(cap) = scores.soft_cap {
+        let _ = write!(text, ", soft cap {cap}");
+    }
+    let _ = match scores.mask {
+        AttentionMask::None => Ok(()),
+        AttentionMask::Causal { offset } => write!(text, ", causal from {offset}"),
+        AttentionMask::Additive => write!(text, ", mask added"),
+        AttentionMask::Boolean { fill } => write!(text, ", mask or {fill}"),
+    };
+    if sinks {
+        text.push_str(", sinks");
+    }
+    text
+}
+
 /// An operator with its attributes.
 pub fn describe(op: &Op) -> String {
     let name = op.name();
@@ -180,6 +197,8 @@ pub fn describe(op: &Op) -> String {
         }
         Op::Rope { style, rotary_dim } => format!("{style:?}, {rotary_dim}").to_lowercase(),
         Op::GatedActivation { activation } => format!("{activation:?}").to_lowercase(),
+        Op::AttentionScores(scores) => attention(scores, false),
+        Op::ScaledDotProductAttention { scores, sinks } => attention(scores, *sinks),
         Op::Attention { layer } => format!("layer {layer}"),
         Op::Tril { diagonal } | Op::Triu { diagonal } => format!("diagonal {diagonal}"),
         Op::Pad { low, high, .. } => format!("{low:?} {high:?}"),

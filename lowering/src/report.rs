@@ -104,7 +104,7 @@ fn fused_name(op: &Op) -> Option<&'static str> {
         Op::LayerNorm { .. } => "layer_norm",
         Op::Rope { .. } => "rope",
         Op::GatedActivation { .. } => "gated_mlp",
-        Op::Attention { .. } => "attention",
+        Op::Attention { .. } | Op::ScaledDotProductAttention { .. } => "attention",
         _ => return None,
     })
 }

@@ -3,7 +3,7 @@
 
 use super::call::{Call, Item};
 use super::graph::Importer;
-use super::{create, index, pointwise, product, reduce, shape, vllm};
+use super::{attention, create, index, pointwise, product, reduce, shape, vllm};
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -19,6 +19,7 @@ const FUNCTIONAL: &[Claims] = &[
     pointwise::CLAIMS,
     pointwise::BINARY_ONLY,
     product::CLAIMS,
+    attention::CLAIMS,
     reduce::CLAIMS,
     index::CLAIMS,
     create::CLAIMS,

@@ -2,6 +2,7 @@
 //! FX document to IR: every ATen and vLLM operator becomes IR operators, mutations become values,
 //! effects keep their order, and what the lowering does not know becomes an island.
 
+mod attention;
 mod call;
 mod create;
 mod dispatch;

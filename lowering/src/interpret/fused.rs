@@ -100,7 +100,7 @@ pub(super) fn layer_norm(
     Ok(floats(x.dtype, &x.shape, result))
 }
 
-/// `[t, heads, d]` with the first `rotary_dim` elements rotated, rounded once.
+/// `[.., t, heads, d]` with the first `rotary_dim` elements rotated, rounded once.
 pub(super) fn rope(
     precision: Precision,
     style: RopeStyle,
@@ -108,10 +108,12 @@ pub(super) fn rope(
     [cos, sin]: [&Tensor; 2],
     x: &Tensor,
 ) -> Result<Tensor, String> {
-    let [_, heads, size] = x.shape.as_slice() else {
+    let [outer @ .., tokens, heads, size] = x.shape.as_slice() else {
         return Err(format!("rope of shape {:?}", x.shape));
     };
     let columns = *cos.shape.last().ok_or("cos of rank 0")?;
+    let per_token = [outer, &[*tokens, columns]].concat();
+    let (cos, sin) = (cos.broadcast(&per_token)?, sin.broadcast(&per_token)?);
     let (cos, sin) = (cos.as_floats()?, sin.as_floats()?);
     let mut result = x.as_floats()?.to_vec();
     let half = rotary_dim / 2;

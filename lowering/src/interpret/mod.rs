@@ -4,6 +4,7 @@
 //! Values are float64; every operator's result is rounded to its dtype, sixteen-bit floats through
 //! float32. Transcendental functions are `libm`'s, so that results are the same on every machine.
 
+mod attention;
 mod fused;
 mod movement;
 mod pointwise;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One operator on values.
 
+use super::attention;
 use super::fused;
 use super::movement;
 use super::pointwise;
@@ -8,7 +9,7 @@ use super::product::{expert_matmul, matmul};
 use super::reduce;
 use super::round::Precision;
 use super::tensor::{Number, Tensor};
-use crate::ir::{Dim, Op, RopeStyle, TensorType};
+use crate::ir::{AttentionMask, Dim, Op, RopeStyle, Scores, TensorType};
 
 /// Sizes under a binding of the symbols.
 pub(super) fn shape(dims: &[Dim], symbols: &[i64]) -> Result<Vec<usize>, String> {
@@ -50,6 +51,15 @@ pub(super) fn run(
     Ok(results)
 }
 
+fn causal_offset(scores: &Scores, symbols: &[i64]) -> Result<i64, String> {
+    match scores.mask {
+        AttentionMask::Causal { offset } => offset
+            .eval(symbols)
+            .ok_or_else(|| "an unbound offset".into()),
+        _ => Ok(0),
+    }
+}
+
 /// Whether attributes and operands fit each other as far as indexing relies on it.
 fn check(op: &Op, operands: &[&Tensor]) -> Result<(), String> {
     let axis = match op {
@@ -89,13 +99,17 @@ fn check(op: &Op, operands: &[&Tensor]) -> Result<(), String> {
                 _ => rotary_dim / 2,
             };
             let fits = |x: &&Tensor| {
-                let [tokens, _, size] = x.shape[..] else {
+                let ([outer @ .., tokens, _, size], [c_outer @ .., rows, columns]) =
+                    (x.shape.as_slice(), cos.shape.as_slice())
+                else {
                     return false;
                 };
                 *rotary_dim >= 0
-                    && cos.shape == [tokens, needed as usize]
+                    && (rows, *columns) == (tokens, needed as usize)
+                    && c_outer.len() == outer.len()
+                    && c_outer.iter().zip(outer).all(|(c, x)| c == x || *c == 1)
                     && sin.shape == cos.shape
-                    && *rotary_dim as usize <= size
+                    && *rotary_dim as usize <= *size
             };
             heads
                 .iter()
@@ -205,6 +219,14 @@ fn compute(
         }
         Op::GatedActivation { activation } => {
             fused::gated(precision, *activation, operand(0)?, &sizes)?
+        }
+        Op::AttentionScores(scores) => {
+            let offset = causal_offset(scores, symbols)?;
+            attention::attention_scores(precision, scores, offset, operands, sizes)?
+        }
+        Op::ScaledDotProductAttention { scores, sinks } => {
+            let offset = causal_offset(scores, symbols)?;
+            attention::attention(precision, scores, *sinks, offset, operands, sizes)?
         }
         Op::Input(_)
         | Op::Parameter(_)

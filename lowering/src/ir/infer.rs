@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Result types of operators. Import, rewriting and the verifier all ask here, so they cannot disagree.
 
+use super::{AttentionMask, Scores};
 use super::{DType, Dim, Op, Reduction, RopeStyle, Scalar, TensorType, Unary, product};
 
 /// Shape of a broadcast of two shapes, NumPy's rule; symbolic sizes must be equal or meet a 1.
@@ -331,15 +332,20 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
                 RopeStyle::RotateHalf => *rotary_dim,
             };
             for x in rotated {
-                let fits = x.rank() == 3
+                let rank = x.rank();
+                let fits = rank >= 3
                     && x.dtype.is_float()
                     && cos.dtype.is_float()
-                    && x.shape[2]
+                    && x.shape[rank - 1]
                         .fixed()
                         .is_some_and(|size| size >= *rotary_dim && *rotary_dim > 0)
                     && cos == sin
                     && rotary_dim % 2 == 0
-                    && cos.shape == [x.shape[0], Dim::Fixed(columns)];
+                    && cos.rank() == rank - 1
+                    && cos.last() == Some(Dim::Fixed(columns))
+                    && cos.shape[rank - 3] == x.shape[rank - 3]
+                    && (0..rank - 3)
+                        .all(|axis| [x.shape[axis], Dim::Fixed(1)].contains(&cos.shape[axis]));
                 if !fits {
                     return Err(format!("rope of {x} by {cos} and {sin}"));
                 }
@@ -357,6 +363,35 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             x.shape[last] = half;
             Ok(vec![x])
         }
+        Op::AttentionScores(scores) => {
+            let [q, k, mask @ ..] = operands else {
+                return Err(format!("{} operands", operands.len()));
+            };
+            Ok(vec![attention_scores(scores, q, k, mask)?])
+        }
+        Op::ScaledDotProductAttention { scores, sinks } => {
+            let [q, k, v, rest @ ..] = operands else {
+                return Err(format!("{} operands", operands.len()));
+            };
+            let (mask, sinks) = match (sinks, rest) {
+                (true, [mask @ .., sinks]) => (mask, Some(*sinks)),
+                (true, []) => return Err("no sinks".into()),
+                (false, mask) => (mask, None),
+            };
+            let weights = attention_scores(scores, q, k, mask)?;
+            let &[batch, heads, queries, _] = q.shape.as_slice() else {
+                return Err(format!("attention of {q}"));
+            };
+            let values = v.rank() == 4 && v.dtype == q.dtype && v.shape[..3] == k.shape[..3];
+            if !values {
+                return Err(format!("attention over {k} and {v}"));
+            }
+            if sinks.is_some_and(|sinks| sinks.shape != [heads] || !sinks.dtype.is_float()) {
+                return Err(format!("sinks of {weights}"));
+            }
+            let shape = vec![batch, heads, queries, v.shape[3]];
+            Ok(typed(q.dtype, shape))
+        }
         Op::Input(_)
         | Op::Parameter(_)
         | Op::Scalar(_)
@@ -366,6 +401,50 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
         | Op::Project(_)
         | Op::Island { .. } => Err("its type is not inferred".into()),
     }
+}
+
+/// `[.., t, s]` of queries `[.., h, t, d]` and keys `[.., g, s, d]`, where `g` divides `h`.
+fn attention_scores(
+    scores: &Scores,
+    q: &TensorType,
+    k: &TensorType,
+    mask: &[&TensorType],
+) -> Result<TensorType, String> {
+    let rank = q.rank();
+    let fits = rank >= 3
+        && k.rank() == rank
+        && q.dtype.is_float()
+        && q.dtype == k.dtype
+        && q.shape[..rank - 3] == k.shape[..rank - 3]
+        && q.shape[rank - 1] == k.shape[rank - 1]
+        && shares(q.shape[rank - 3], k.shape[rank - 3]);
+    if !fits {
+        return Err(format!("attention of {q} to {k}"));
+    }
+    let mut shape = q.shape.clone();
+    shape[rank - 1] = k.shape[rank - 2];
+    let accepts = |mask: &TensorType| {
+        let dtype = match scores.mask {
+            AttentionMask::Boolean { .. } => mask.dtype == DType::Bool,
+            _ => mask.dtype.is_float(),
+        };
+        dtype && broadcast(&mask.shape, &shape).is_ok_and(|whole| whole == shape)
+    };
+    match (scores.mask.is_operand(), mask) {
+        (false, []) => {}
+        (true, [mask]) if accepts(mask) => {}
+        _ => return Err(format!("{mask:?} masks {shape:?}")),
+    }
+    Ok(TensorType {
+        dtype: q.dtype,
+        shape,
+    })
+}
+
+/// Whether so many query heads may share so many key heads.
+fn shares(heads: Dim, kv_heads: Dim) -> bool {
+    let divides = |kv_heads: i64| kv_heads > 0 && heads.checked_div(kv_heads).is_some();
+    heads == kv_heads || kv_heads.fixed().is_some_and(divides)
 }
 
 fn check_indices(indices: &TensorType) -> Result<(), String> {

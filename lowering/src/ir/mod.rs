@@ -15,5 +15,7 @@ pub use dim::{Dim, SymbolId, product};
 pub use dtype::DType;
 pub use graph::{Graph, MAX_SIZE, Node, NodeId, Operands, Source, TensorType, Value};
 pub use infer::{broadcast, infer, scalar_dtype, slice_length};
-pub use op::{Activation, Binary, Float, Op, Reduction, RopeStyle, Scalar, Unary};
+pub use op::{
+    Activation, AttentionMask, Binary, Float, Op, Reduction, RopeStyle, Scalar, Scores, Unary,
+};
 pub use verify::verify;

@@ -209,6 +209,41 @@ pub enum Activation {
     Relu,
 }
 
+/// Which keys a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttentionMask {
+    /// All of them.
+    None,
+    /// Query `i` sees key `j` if `j <= i + offset`: 0 aligns the first query with the first key
+    /// (`torch.nn.functional.scaled_dot_product_attention(is_causal=True)`), `s - t` the last with the
+    /// last (MLX `"causal"`).
+    Causal { offset: Dim },
+    /// An operand that is added to the scaled scores.
+    Additive,
+    /// A boolean operand: where it is false the score is the number.
+    Boolean { fill: Float },
+}
+
+impl AttentionMask {
+    /// The mask is an operand.
+    pub fn is_operand(self) -> bool {
+        matches!(
+            self,
+            AttentionMask::Additive | AttentionMask::Boolean { .. }
+        )
+    }
+}
+
+/// How queries and keys make scores: `q @ k^T * scale`, capped by `cap * tanh(score / cap)`, masked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Scores {
+    pub scale: Float,
+    /// Gemma 2 `attn_logit_softcapping`.
+    pub soft_cap: Option<Float>,
+    pub mask: AttentionMask,
+}
+
 /// One operator. The comment gives operands, then result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -304,11 +339,20 @@ pub enum Op {
     AddRmsNorm { eps: Float, rounded_sum: bool },
     /// `x [.., n], w? [n], b? [n] -> (x - mean) / sqrt(var + eps) * w + b` (Ba et al. 2016).
     LayerNorm { eps: Float },
-    /// `cos, sin, x [t, heads, d].. -> x..`, each with its first `rotary_dim = r` elements rotated
-    /// (Su et al. 2021). `cos` and `sin` are `[t, r/2]` or, by the style, `[t, r]`.
+    /// `cos, sin, x [.., t, heads, d].. -> x..`, each with its first `rotary_dim = r` elements rotated
+    /// (Su et al. 2021). `cos` and `sin` are `[.., t, r/2]` or, by the style, `[.., t, r]`; a batch
+    /// axis of theirs may be 1.
     Rope { style: RopeStyle, rotary_dim: i64 },
     /// `x [.., 2n] -> f(x[.., :n]) * x[.., n:]`
     GatedActivation { activation: Activation },
+    /// `q [.., t, d], k [.., s, d], mask? -> [.., t, s]`, rounded once. The form in which rules gather
+    /// an attention's scores.
+    AttentionScores(Scores),
+    /// `q [b, h, t, d], k [b, g, s, d], v [b, g, s, e], mask?, sinks? [h] -> [b, h, t, e]`:
+    /// `softmax(scores) @ v` in float32, rounded once; `h / g` neighbouring queries share a key. A sink
+    /// is one more score without a value (Xiao et al. 2023). A query that sees no key yields NaN in
+    /// theory and nothing to rely on in practice.
+    ScaledDotProductAttention { scores: Scores, sinks: bool },
 
     // 7. Effects, kept in order and outside rewriting
     /// `q [t, heads, d], k [t, kv_heads, d], v [t, kv_heads, d_v] -> [t, heads, d_v]`: writes K and V of
@@ -369,6 +413,8 @@ impl Op {
             Op::LayerNorm { .. } => "layer_norm",
             Op::Rope { .. } => "rope",
             Op::GatedActivation { .. } => "gated_activation",
+            Op::AttentionScores(_) => "attention_scores",
+            Op::ScaledDotProductAttention { .. } => "scaled_dot_product_attention",
             Op::Attention { .. } => "attention",
             Op::Project(_) => "project",
             Op::Island { .. } => "island",

@@ -12,6 +12,11 @@ pub fn cost(op: &Op) -> u64 {
     match op {
         Op::Input(_) | Op::Parameter(_) | Op::Scalar(_) | Op::Project(_) => 0,
         Op::Reshape { .. } | Op::Transpose { .. } | Op::Broadcast { .. } | Op::Slice { .. } => 1,
+        // One launch by `addmm`, if it is not capped. Dearer than the plain product of a transposed
+        // operand, so that products that are no attention keep their name.
+        Op::AttentionScores(scores) => {
+            LAUNCH + 2 + 3 * LAUNCH * u64::from(scores.soft_cap.is_some())
+        }
         Op::Sort { .. } | Op::Topk { .. } => 2 * LAUNCH,
         // Leaves the process's device.
         Op::Island { .. } => 1_000 * LAUNCH,

@@ -5,7 +5,6 @@
 //! and loses fusions. Costs are integers and ties are broken by operator, then operands, so that
 //! the result does not depend on hashing.
 
-use super::cost::cost;
 use super::language::{Term, Terms};
 use crate::ir::{Graph, Node, Op, Source, Value};
 use egg::{Id, Language};
@@ -22,13 +21,14 @@ struct Choice<'a> {
     paid: FixedBitSet,
 }
 
-/// The cheapest graph that computes the roots.
+/// The cheapest graph that computes the roots, by the cost of operators.
 pub fn extract(
     egraph: &Terms,
     roots: &[Id],
     sources: &[(Id, Arc<Source>)],
+    cost: &dyn Fn(&Op) -> u64,
 ) -> Result<Graph, String> {
-    let mut choices = choose(egraph);
+    let mut choices = choose(egraph, cost);
     share_results(egraph, roots, &mut choices);
     let mut origin: FxHashMap<Id, Arc<Source>> = FxHashMap::default();
     for (class, source) in sources {
@@ -165,7 +165,7 @@ struct Candidates<'a> {
     ids: Vec<Id>,
 }
 
-fn candidates(egraph: &Terms) -> Candidates<'_> {
+fn candidates<'a>(egraph: &'a Terms, cost: &dyn Fn(&Op) -> u64) -> Candidates<'a> {
     let mut ids: Vec<Id> = egraph.classes().map(|class| class.id).collect();
     ids.sort_unstable();
     let number: FxHashMap<Id, usize> = ids.iter().enumerate().map(|(i, id)| (*id, i)).collect();
@@ -189,8 +189,8 @@ fn candidates(egraph: &Terms) -> Candidates<'_> {
 /// Sweeps until nothing improves. A choice's total is never below an operand's, and a choice is only
 /// ever replaced by a cheaper one (or by an equally cheap, smaller term), so that sweeps end and
 /// choices never form a cycle.
-fn choose(egraph: &Terms) -> FxHashMap<Id, Choice<'_>> {
-    let Candidates { terms, ids } = candidates(egraph);
+fn choose<'a>(egraph: &'a Terms, cost: &dyn Fn(&Op) -> u64) -> FxHashMap<Id, Choice<'a>> {
+    let Candidates { terms, ids } = candidates(egraph, cost);
     let mut choices: Vec<Option<Choice>> = ids.iter().map(|_| None).collect();
     let mut costs: Vec<u64> = vec![0; ids.len()];
     loop {

@@ -17,7 +17,7 @@ use egg::{
     Var,
 };
 use language::{Term, Terms, Types};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -108,13 +108,19 @@ pub fn rewrite(region: &Graph) -> Result<Rewritten> {
     let rewrites = REWRITES
         .as_ref()
         .map_err(|reason| internal(reason.clone()))?;
-    saturate(region, rewrites)
+    saturate(region, rewrites, &cost)
 }
 
-/// Rewrites a region by some rules only.
+/// Rewrites a region by some rules only, and takes what they make whatever it costs: operators that
+/// the region does not hold are free.
 pub fn rewrite_by(region: &Graph, rules: &[&'static Rule]) -> Result<Rewritten> {
     let rewrites = compile(rules.iter().copied()).map_err(internal)?;
-    saturate(region, &rewrites)
+    let own: HashSet<&Op> = region.topological().map(|id| &region.node(id).op).collect();
+    let price = |op: &Op| match own.contains(op) {
+        true => 1 + cost(op),
+        false => 0,
+    };
+    saturate(region, &rewrites, &price)
 }
 
 fn internal(reason: String) -> Error {
@@ -178,7 +184,11 @@ fn load(region: &Graph) -> Loaded {
     }
 }
 
-fn saturate(region: &Graph, rewrites: &[Rewrite<Term, Types>]) -> Result<Rewritten> {
+fn saturate(
+    region: &Graph,
+    rewrites: &[Rewrite<Term, Types>],
+    price: &dyn Fn(&Op) -> u64,
+) -> Result<Rewritten> {
     let Loaded {
         egraph,
         roots,
@@ -202,7 +212,7 @@ fn saturate(region: &Graph, rewrites: &[Rewrite<Term, Types>]) -> Result<Rewritt
             *applied.entry(rule.as_str()).or_insert(0) += count;
         }
     }
-    let graph = extract::extract(&runner.egraph, &roots, &sources).map_err(internal)?;
+    let graph = extract::extract(&runner.egraph, &roots, &sources, price).map_err(internal)?;
     Ok(Rewritten {
         graph,
         applied,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The rewrite rules, one file a family. A rule is a line of mathematics with its conditions.
 
+mod attention;
 #[cfg(test)]
 mod fuzz;
 mod index;
@@ -209,6 +210,7 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
     norm::RULES
         .iter()
         .chain(rope::RULES)
+        .chain(attention::RULES)
         .chain(mlp::RULES)
         .chain(linear::RULES)
         .chain(index::RULES)
@@ -238,6 +240,7 @@ mod tests {
         norm::tests::CASES
             .iter()
             .chain(rope::tests::CASES)
+            .chain(attention::tests::CASES)
             .chain(mlp::tests::CASES)
             .chain(linear::tests::CASES)
             .chain(index::tests::CASES)

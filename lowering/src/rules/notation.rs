@@ -8,8 +8,8 @@
 //! follow the operator's name; `name = term` names a term, other terms are outputs.
 
 use super::Rule;
+use crate::ir::{AttentionMask, Scores, TensorType, Unary, Value};
 use crate::ir::{Binary, Builder, DType, Dim, Float, Graph, Op, Reduction, RopeStyle, Scalar};
-use crate::ir::{TensorType, Unary, Value};
 use crate::rewrite::{near_misses, rewrite, rewrite_by};
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -87,6 +87,7 @@ fn dtype(name: &str) -> DType {
         "f32" => DType::Float32,
         "i32" => DType::Int32,
         "i64" => DType::Int64,
+        "bool" => DType::Bool,
         other => panic!("no dtype is called {other}"),
     }
 }
@@ -97,6 +98,29 @@ fn dims(text: &str) -> Vec<Dim> {
         number => Dim::Fixed(number.parse().expect("a size")),
     };
     text.split(',').map(dim).collect()
+}
+
+/// `0.5`, `0.5,cap:30,added`, `1,shown:-1e9`, `1,causal`; and whether there are sinks.
+fn scores(text: &str) -> (Scores, bool) {
+    let number = |text: &str| Float::new(text.parse().expect("a number"));
+    let (scale, rest) = text.split_once(',').unwrap_or((text, ""));
+    let mut scores = Scores {
+        scale: number(scale),
+        soft_cap: None,
+        mask: AttentionMask::None,
+    };
+    let mut sinks = false;
+    for part in rest.split(',').filter(|part| !part.is_empty()) {
+        match part.split_once(':').unwrap_or((part, "")) {
+            ("cap", cap) => scores.soft_cap = Some(number(cap)),
+            ("added", _) => scores.mask = AttentionMask::Additive,
+            ("shown", fill) => scores.mask = AttentionMask::Boolean { fill: number(fill) },
+            ("causal", _) => scores.mask = AttentionMask::Causal { offset: 0.into() },
+            ("sinks", _) => sinks = true,
+            other => panic!("no attribute is called {other:?}"),
+        }
+    }
+    (scores, sinks)
 }
 
 fn parsed<T: DeserializeOwned>(name: &str) -> Option<T> {
@@ -154,8 +178,23 @@ impl Reader {
             "cast" => Op::Cast {
                 dtype: dtype(attributes),
             },
-            "mean" | "mean_last" => Op::Reduce {
-                function: Reduction::Mean,
+            "softmax_last" => Op::Softmax {
+                axis: shape.len() - 1,
+            },
+            "where" => Op::Where,
+            "broadcast" => Op::Broadcast {
+                shape: dims(attributes),
+            },
+            "attention_scores" => Op::AttentionScores(scores(attributes).0),
+            "scaled_dot_product_attention" => {
+                let (scores, sinks) = scores(attributes);
+                Op::ScaledDotProductAttention { scores, sinks }
+            }
+            "mean" | "mean_last" | "max_last" => Op::Reduce {
+                function: match name {
+                    "max_last" => Reduction::Max,
+                    _ => Reduction::Mean,
+                },
                 axes: vec![if name == "mean" {
                     axis()
                 } else {

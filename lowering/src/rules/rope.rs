@@ -7,7 +7,7 @@
 //! ```
 //! where `x1`, `x2` are the halves of a head's first `rotary_dim` elements (GPT-NeoX), or their even
 //! and odd elements (GPT-J). Hugging Face writes the first as `x * cos + [-x2, x1] * sin`, mostly on
-//! heads that are transposed to `[1, heads, t, d]`.
+//! heads that are transposed to `[b, heads, t, d]`.
 
 use super::{Build, Guard, LastAxisSlice, Match, Numerics, Right, Rule};
 use crate::ir::{Dim, Op, RopeStyle};
@@ -130,33 +130,40 @@ fn half_rotated(m: &Match) -> Option<(Id, i64)> {
     (covers || m.same(m.id("?x"), whole)).then_some((whole, rotary_dim))
 }
 
-/// How heads are laid out: the permutation to `[.., t, heads, d]`, and the token count.
-fn layout(m: &Match) -> Option<(Vec<usize>, Dim)> {
+/// How heads are laid out: the permutation to `[.., t, heads, d]`, its own inverse, and the shape
+/// `[.., t, r]` of their angles.
+fn layout(m: &Match) -> Option<(Vec<usize>, Vec<Dim>)> {
     let (whole, rotary_dim) = half_rotated(m)?;
     let shape = &m.type_of_id(whole)?.shape;
-    let one = Dim::Fixed(1);
-    let last = Dim::Fixed(rotary_dim);
-    let (permutation, tokens, rows) = match shape.as_slice() {
-        [tokens, _, _] => (vec![0, 1, 2], *tokens, vec![*tokens, one, last]),
-        [batch, a, b, _] if *batch == one => {
-            let by_head = vec![one, one, *b, last];
-            match m.type_of("?c").map(|c| c.shape == by_head) {
-                Some(true) => (vec![0, 2, 1, 3], *b, by_head),
-                _ => (vec![0, 1, 2, 3], *a, vec![one, *a, one, last]),
-            }
+    if m.type_of("?c")? != m.type_of("?s")? {
+        return None;
+    }
+    let (rank, one) = (shape.len(), Dim::Fixed(1));
+    let angles = &m.type_of("?c")?.shape;
+    let mut padded = vec![one; rank.checked_sub(angles.len())?];
+    padded.extend(angles);
+    let (before, heads_and_size) = padded.split_at(rank.checked_sub(3)?);
+    let outer_fits = before.iter().zip(shape).all(|(c, x)| c == x || *c == one);
+    let &[a, b, last] = heads_and_size else {
+        return None;
+    };
+    let mut permutation: Vec<usize> = (0..rank).collect();
+    let tokens = match (shape[rank - 3], shape[rank - 2]) {
+        (_, tokens) if a == one && b == tokens => {
+            permutation.swap(rank - 3, rank - 2);
+            tokens
         }
+        (tokens, _) if a == tokens && b == one => tokens,
         _ => return None,
     };
-    let fits = |name| m.type_of(name).is_some_and(|t| t.shape == rows);
-    (fits("?c") && fits("?s") && m.type_of("?c") == m.type_of("?s"))
-        .then_some((permutation, tokens))
+    let fits = outer_fits && last == Dim::Fixed(rotary_dim);
+    fits.then(|| (permutation, [before, &[tokens, last]].concat()))
 }
 
 /// `rope` of heads in any layout, back in that layout.
 fn rotate_half(m: &Match) -> Option<Build> {
     let (whole, rotary_dim) = half_rotated(m)?;
-    let (permutation, tokens) = layout(m)?;
-    let reshape = |x, shape| Build::Node(Op::Reshape { shape }, vec![x]);
+    let (permutation, angles) = layout(m)?;
     let straight = permutation.windows(2).all(|pair| pair[0] < pair[1]);
     let transpose = |x| match straight {
         true => x,
@@ -167,23 +174,16 @@ fn rotate_half(m: &Match) -> Option<Build> {
             vec![x],
         ),
     };
-    let shape = m.type_of_id(whole)?.shape.clone();
-    let laid_out: Vec<Dim> = permutation.iter().map(|axis| shape[*axis]).collect();
-    let heads = laid_out[laid_out.len() - 3..].to_vec();
     let rows = |name| {
-        reshape(
-            Build::Class(m.id(name)),
-            vec![tokens, Dim::Fixed(rotary_dim)],
-        )
+        let shape = angles.clone();
+        m.node(Op::Reshape { shape }, &[name])
     };
-    let x = reshape(transpose(Build::Class(whole)), heads);
     let op = Op::Rope {
         style: RopeStyle::RotateHalf,
         rotary_dim,
     };
-    let rotated = Build::Node(op, vec![rows("?c"), rows("?s"), x]);
-    // The permutation is its own inverse.
-    Some(transpose(reshape(rotated, laid_out)))
+    let x = transpose(Build::Class(whole));
+    Some(transpose(Build::Node(op, vec![rows("?c"), rows("?s"), x])))
 }
 
 #[rustfmt::skip]
@@ -258,6 +258,9 @@ pub(super) mod tests {
         ("rope_gptj", Refuses("y1 and y2 are interleaved on the last axis"), "c = (reshape:t,1,2 cc:bf16[t,2]); s = (reshape:t,1,2 ss:bf16[t,2]); x1 = (slice:2:0:4:2 x:bf16[t,3,4]); x2 = (slice:2:1:4:2 x); (reshape:t,3,4 (concat:3 (reshape:t,3,1,2 (sub (mul x1 c) (mul x2 s))) (reshape:t,3,1,2 (add (mul x2 c) (mul x1 s)))))"),
         ("rope_rotate_half", Fuses("rope"), "c = (reshape:t,1,4 cc:bf16[t,4]); s = (reshape:t,1,4 ss:bf16[t,4]); x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:2:4 x); (add (mul x c) (mul (concat:2 (neg x2) x1) s))"),
         ("rope_rotate_half", Fuses("rope"), "c = (reshape:1,1,t,4 cc:bf16[t,4]); s = (reshape:1,1,t,4 ss:bf16[t,4]); y = (transpose:0,2,1,3 (reshape:1,t,3,4 h:bf16[t,12])); x1 = (slice:3:0:2 y); x2 = (slice:3:2:4 y); (add (mul y c) (mul (concat:3 (neg x2) x1) s))"),
+        ("rope_rotate_half", Fuses("rope"), "c = cc:bf16[2,1,t,4]; s = ss:bf16[2,1,t,4]; y = h:bf16[2,3,t,4]; x1 = (slice:3:0:2 y); x2 = (slice:3:2:4 y); (add (mul y c) (mul (concat:3 (neg x2) x1) s))"),
+        ("rope_rotate_half", Fuses("rope"), "c = cc:bf16[1,t,1,4]; s = ss:bf16[1,t,1,4]; y = h:bf16[2,t,3,4]; x1 = (slice:3:0:2 y); x2 = (slice:3:2:4 y); (add (mul y c) (mul (concat:3 (neg x2) x1) s))"),
+        ("rope_rotate_half", Refuses("cos and sin are rows [t, r] for all heads"), "c = cc:bf16[2,3,t,4]; s = ss:bf16[2,3,t,4]; y = h:bf16[2,3,t,4]; x1 = (slice:3:0:2 y); x2 = (slice:3:2:4 y); (add (mul y c) (mul (concat:3 (neg x2) x1) s))"),
         ("rope_rotate_half", Refuses("[-x2, x1] is x rotated by half"), "c = (reshape:t,1,4 cc:bf16[t,4]); s = (reshape:t,1,4 ss:bf16[t,4]); x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:2:4 x); (add (mul x c) (mul (concat:2 (neg x1) x2) s))"),
         ("rope_rotate_half", Refuses("cos and sin are rows [t, r] for all heads"), "c = cc:bf16[t,3,4]; s = ss:bf16[t,3,4]; x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:2:4 x); (add (mul x c) (mul (concat:2 (neg x2) x1) s))"),
         ("rope_rotate_half_partial", Fuses("rope"), "c = (reshape:t,1,4 cc:bf16[t,4]); s = (reshape:t,1,4 ss:bf16[t,4]); x1 = (slice:2:0:2 x:bf16[t,3,6]); x2 = (slice:2:2:4 x); p = (slice:2:0:4 x); (concat:2 (add (mul p c) (mul (concat:2 (neg x2) x1) s)) (slice:2:4:6 x))"),

@@ -253,11 +253,16 @@ impl Run<'_> {
                 let [cos, sin, rotated @ ..] = instruction.inputs.as_slice() else {
                     return Err(Error::Unsupported("rope needs cosines and sines".into()));
                 };
-                let heads = rope::joint_heads(&self.operands(call, rotated)?);
-                let key = (self.id(call, *cos)?, self.id(call, *sin)?, *style, heads);
+                let operands = self.operands(call, rotated)?;
+                let (heads, tokens) = (rope::joint_heads(&operands), rope::tokens(&operands));
+                let angles = (self.id(call, *cos)?, self.id(call, *sin)?);
+                let key = (angles.0, angles.1, *style, heads, tokens);
                 if self.tables.get(key).is_none() {
-                    let (cos, sin) = (self.value(call, *cos)?, self.value(call, *sin)?);
-                    let table = rope::table(self.context.mlx, *style, heads, cos, sin)?;
+                    let angles = [self.value(call, *cos)?, self.value(call, *sin)?];
+                    let x = operands
+                        .first()
+                        .ok_or_else(|| missing("rotated operand", 0))?;
+                    let table = rope::table(self.context.mlx, *style, heads, angles, x)?;
                     self.tables.insert(key, table);
                 }
                 let table = self

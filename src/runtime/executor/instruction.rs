@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One instruction: an operator on arrays.
 
-use super::{experts, movement, norm, pointwise, reduction, rope};
+use super::{attention, experts, movement, norm, pointwise, reduction, rope};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::mlx::{Array, Mlx};
 use lowering::ir::{DType, Dim, Op, TensorType};
@@ -129,11 +129,16 @@ pub fn execute(
             norm::layer_norm(mlx, x()?, weight, bias, eps.get(), dtype)?
         }
         Op::Rope { style, rotary_dim } => {
-            let (cos, sin, rotated) = (x()?, y()?, &operands.0[2..]);
-            let table = rope::table(mlx, *style, rope::joint_heads(rotated), cos, sin)?;
+            let (angles, rotated) = ([x()?, y()?], &operands.0[2..]);
+            let heads = rope::joint_heads(rotated);
+            let table = rope::table(mlx, *style, heads, angles, operands.get(2)?)?;
             return rope::rotate_all(mlx, *rotary_dim, rotated, &table);
         }
         Op::GatedActivation { activation } => pointwise::gated(mlx, *activation, x()?)?,
+        Op::AttentionScores(scores) => attention::scores(context, scores, operands.0)?,
+        Op::ScaledDotProductAttention { scores, sinks } => {
+            attention::attend(context, scores, *sinks, operands.0)?
+        }
         Op::Input(_)
         | Op::Parameter(_)
         | Op::Attention { .. }

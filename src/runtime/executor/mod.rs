@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs the graphs of a plan: a loop over steps, and in each region a loop over instructions.
 
+mod attention;
 mod experts;
 mod graph;
 mod instruction;

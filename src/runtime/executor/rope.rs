@@ -19,8 +19,8 @@ pub struct RopeTable {
     sin: Array,
 }
 
-/// Which values a table was made from, and for how many heads.
-pub type TableKey = (u64, u64, RopeStyle, i32);
+/// Which values a table was made from, for how many heads and tokens.
+pub type TableKey = (u64, u64, RopeStyle, i32, i32);
 
 /// The tables of one run. A model has one or two.
 #[derive(Default)]
@@ -51,24 +51,38 @@ fn pair_axis(style: RopeStyle) -> i32 {
 /// number, where they are rotated one by one.
 pub fn joint_heads(operands: &[&Array]) -> i32 {
     match operands.iter().map(|x| x.shape()).collect::<Vec<_>>()[..] {
-        [[_, heads, _]] => *heads,
-        [[_, heads, size], [_, kv_heads, other]] if size == other => heads + kv_heads,
+        [[.., heads, _]] => *heads,
+        [[.., heads, size], [.., kv_heads, other]] if size == other => heads + kv_heads,
         _ => 1,
     }
 }
 
-/// Widens cosines and sines to the pairs of so many heads.
+/// Tokens of all batches that an operand `[.., t, heads, d]` holds.
+pub fn tokens(operands: &[&Array]) -> i32 {
+    match operands.first().map(|x| x.shape()) {
+        Some([outer @ .., _, _]) => outer.iter().product(),
+        _ => 0,
+    }
+}
+
+/// Widens cosines and sines, `[.., t, c]`, to the pairs of so many heads and to the batches of `x`.
 pub fn table(
     mlx: &Mlx,
     style: RopeStyle,
     heads: i32,
-    cos: &Array,
-    sin: &Array,
+    [cos, sin]: [&Array; 2],
+    x: &Array,
 ) -> Result<RopeTable> {
     let pair = pair_axis(style);
-    let &[tokens, columns] = cos.shape() else {
+    let ([.., columns], [outer @ .., _, _]) = (cos.shape(), x.shape()) else {
         return Err(Error::Unsupported("cosines of rank 2 expected".into()));
     };
+    let (columns, tokens) = (*columns, outer.iter().product::<i32>());
+    let batched = [outer, &[columns]].concat();
+    let (cos, sin) = (
+        &mlx.broadcast_to(cos, &batched)?,
+        &mlx.broadcast_to(sin, &batched)?,
+    );
     let wide = match style {
         RopeStyle::Neox => [tokens, 1, 1, columns],
         RopeStyle::Gptj => [tokens, 1, columns, 1],
@@ -95,10 +109,15 @@ pub fn table(
     Ok(RopeTable { style, cos, sin })
 }
 
-/// Rotates the first `rotary_dim` elements of each head of `x [t, heads, d]`; the rest passes.
+/// Rotates the first `rotary_dim` elements of each head of `x [.., t, heads, d]`; the rest passes.
 fn rotate(mlx: &Mlx, rotary_dim: i64, x: &Array, table: &RopeTable) -> Result<Array> {
     let &[tokens, heads, size] = x.shape() else {
-        return Err(Error::Unsupported("rope takes rank 3".into()));
+        let [outer @ .., heads, size] = x.shape() else {
+            return Err(Error::Unsupported("rope takes rank 3 or more".into()));
+        };
+        let flat = mlx.reshape(x, &[outer.iter().product(), *heads, *size])?;
+        let rotated = rotate(mlx, rotary_dim, &flat, table)?;
+        return Ok(mlx.reshape(&rotated, x.shape())?);
     };
     let rotary = rotary_dim as i32;
     if rotary == size {
@@ -131,7 +150,7 @@ fn rotate_whole(mlx: &Mlx, shape: [i32; 3], x: &Array, table: &RopeTable) -> Res
     }
 }
 
-/// Rotates every operand `[t, heads, d]`.
+/// Rotates every operand `[.., t, heads, d]`.
 pub fn rotate_all(
     mlx: &Mlx,
     rotary_dim: i64,
@@ -143,7 +162,7 @@ pub fn rotate_all(
         return Ok(Outputs::Many(rotated.collect::<Result<_>>()?));
     };
     let (heads, kv_heads) = match (q.shape(), k.shape()) {
-        ([_, heads, size], [_, kv_heads, other]) if size == other => (*heads, *kv_heads),
+        ([.., heads, size], [.., kv_heads, other]) if size == other => (*heads, *kv_heads),
         _ => {
             let rotated = [
                 rotate(mlx, rotary_dim, q, table)?,
@@ -152,8 +171,10 @@ pub fn rotate_all(
             return Ok(Outputs::Many(rotated.into()));
         }
     };
-    let both = rotate(mlx, rotary_dim, &mlx.concatenate(&[q, k], 1)?, table)?;
-    let queries = mlx.slice(&both, 1, 0, heads, 1)?;
-    let keys = mlx.slice(&both, 1, heads, heads + kv_heads, 1)?;
+    let axis = q.ndim() - 2;
+    let both = mlx.concatenate(&[q, k], axis as i32)?;
+    let both = rotate(mlx, rotary_dim, &both, table)?;
+    let queries = mlx.slice(&both, axis, 0, heads, 1)?;
+    let keys = mlx.slice(&both, axis, heads, heads + kv_heads, 1)?;
     Ok(Outputs::Two(queries, keys))
 }

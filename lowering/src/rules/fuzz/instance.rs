@@ -3,7 +3,8 @@
 //! have attributes, all by a list of choices.
 
 use super::site::{Env, SITES, Values};
-use crate::ir::{Binary, DType, Dim, Float, Graph, Op, Reduction, TensorType, Unary, Value, infer};
+use crate::ir::{AttentionMask, Binary, DType, Dim, Float, Graph, Op, Reduction, Scores};
+use crate::ir::{TensorType, Unary, Value, infer};
 use crate::rewrite::{Pattern, language::Predicate, rewrite_by};
 use crate::rules::{Numerics, Rule};
 use serde::de::DeserializeOwned;
@@ -86,7 +87,9 @@ impl Writer<'_> {
                     .iter()
                     .map(|value| self.values.builder.type_of(*value).clone())
                     .collect();
-                let options = operators(predicate, &types, self.env);
+                let shapes = self.values.shapes.clone();
+                let shapes = shapes.unwrap_or_else(|| self.env.shapes());
+                let options = operators(predicate, &types, self.env, &shapes);
                 let rank = types.first().map_or(0, TensorType::rank);
                 let fits = |op: &Op| {
                     let types: Vec<&TensorType> = types.iter().collect();
@@ -118,7 +121,12 @@ fn parsed<T: DeserializeOwned>(name: &str) -> Option<T> {
 }
 
 /// Operators that a predicate may stand for; as many in every environment.
-fn operators(predicate: &Predicate, operands: &[TensorType], env: &Env) -> Vec<Op> {
+fn operators(
+    predicate: &Predicate,
+    operands: &[TensorType],
+    env: &Env,
+    shapes: &[Vec<Dim>],
+) -> Vec<Op> {
     let rank = operands.first().map_or(0, TensorType::rank);
     if let Some(function) = parsed::<Binary>(predicate.kind) {
         return vec![Op::Binary(function)];
@@ -141,7 +149,7 @@ fn operators(predicate: &Predicate, operands: &[TensorType], env: &Env) -> Vec<O
         "concat" => (0..rank).map(|axis| Op::Concat { axis }).collect(),
         "take" => (0..rank).map(|axis| Op::Take { axis }).collect(),
         "reshape" => {
-            let shapes = env.shapes().into_iter();
+            let shapes = shapes.iter().cloned();
             shapes.map(|shape| Op::Reshape { shape }).collect()
         }
         "transpose" => permutations(rank)
@@ -150,11 +158,46 @@ fn operators(predicate: &Predicate, operands: &[TensorType], env: &Env) -> Vec<O
             .collect(),
         "slice" => halves(operands.first(), rank),
         "matmul" => vec![Op::Matmul],
+        "where" => vec![Op::Where],
+        "softmax" => (0..rank).map(|axis| Op::Softmax { axis }).collect(),
+        "broadcast" => {
+            let shapes = shapes.iter().cloned();
+            shapes.map(|shape| Op::Broadcast { shape }).collect()
+        }
+        "attention_scores" => scores(env).map(Op::AttentionScores).to_vec(),
+        "scaled_dot_product_attention" => [false, true]
+            .iter()
+            .flat_map(|sinks| {
+                scores(env).map(|scores| Op::ScaledDotProductAttention {
+                    scores,
+                    sinks: *sinks,
+                })
+            })
+            .collect(),
         "rms_norm" => vec![Op::RmsNorm {
             eps: Float::new(env.eps),
         }],
         other => panic!("rules/fuzz/instance.rs does not know how to write {other}"),
     }
+}
+
+/// Ways to make scores, by what may stand among their attributes.
+fn scores(env: &Env) -> [Scores; 6] {
+    let fill = Float::new(-1e4);
+    let offset = Dim::Fixed(env.heads - 2);
+    [
+        (None, AttentionMask::None),
+        (Some(5.0), AttentionMask::None),
+        (None, AttentionMask::Additive),
+        (Some(5.0), AttentionMask::Additive),
+        (None, AttentionMask::Boolean { fill }),
+        (None, AttentionMask::Causal { offset }),
+    ]
+    .map(|(soft_cap, mask)| Scores {
+        scale: Float::new(0.5),
+        soft_cap: soft_cap.map(Float::new),
+        mask,
+    })
 }
 
 fn permutations(rank: usize) -> Vec<Vec<usize>> {
@@ -167,25 +210,31 @@ fn permutations(rank: usize) -> Vec<Vec<usize>> {
     })
 }
 
+/// Both halves of the last axis, and all but its last element.
 fn halves(x: Option<&TensorType>, rank: usize) -> Vec<Op> {
     let Some(length) = x.and_then(TensorType::last) else {
         return vec![];
     };
     let half = length.checked_div(2).unwrap_or(length);
-    [(Dim::Fixed(0), half), (half, length)]
-        .map(|(start, stop)| Op::Slice {
-            axis: rank - 1,
-            start,
-            stop,
-            step: 1,
-            length,
-        })
-        .to_vec()
+    let before = length.checked_sub(Dim::Fixed(1)).unwrap_or(length);
+    [
+        (Dim::Fixed(0), half),
+        (half, length),
+        (Dim::Fixed(0), before),
+    ]
+    .map(|(start, stop)| Op::Slice {
+        axis: rank - 1,
+        start,
+        stop,
+        step: 1,
+        length,
+    })
+    .to_vec()
 }
 
 fn follow(pattern: &Pattern, site: usize, choices: &[usize], env: &Env, bits: u64) -> Outcome {
     let mut values = Values::default();
-    if SITES[site](env, &mut values).is_none() {
+    if SITES[site].0(env, &mut values).is_none() {
         return Outcome::Dead;
     }
     let mut writer = Writer {
@@ -234,10 +283,28 @@ pub fn instance(rule: &Rule, recipe: &Recipe, env: &Env, bits: u64) -> Option<In
 /// Whether a site's values are more than inputs and movements of them.
 fn computes(site: usize, env: &Env) -> bool {
     let mut values = Values::default();
-    SITES[site](env, &mut values);
+    SITES[site].0(env, &mut values);
     let graph = &values.builder.graph;
-    let moved = |op: &Op| op.is_leaf() || matches!(op, Op::Reshape { .. } | Op::Slice { .. });
+    let moved = |op: &Op| {
+        op.is_leaf()
+            || matches!(
+                op,
+                Op::Reshape { .. } | Op::Slice { .. } | Op::Broadcast { .. }
+            )
+    };
     !graph.topological().all(|id| moved(&graph.node(id).op))
+}
+
+/// Whether the pattern's operators are of a kind that the site serves.
+fn served(pattern: &str, site: usize) -> bool {
+    let holds = |name: &str| pattern.contains(&format!("({name} "));
+    let needed = SITES.iter().filter_map(|(_, needed)| *needed);
+    match SITES[site].1 {
+        Some(needed) => holds(needed),
+        None => !needed
+            .clone()
+            .any(|name| name.contains("attention") && holds(name)),
+    }
 }
 
 /// Recipes kept for one rule in one site.
@@ -248,6 +315,9 @@ pub fn recipes(rule: &'static Rule, env: &Env) -> Vec<Recipe> {
     let pattern: Pattern = rule.left.parse().expect("a well-formed rule");
     let mut recipes = Vec::new();
     for site in 0..SITES.len() {
+        if !served(rule.left, site) {
+            continue;
+        }
         // Roundings before the left side would blur what is measured against the exact result.
         if rule.numerics == Numerics::Improves && computes(site, env) {
             continue;
@@ -291,7 +361,7 @@ fn operators_are_pure() {
         "take",
     ] {
         let predicate = Predicate::named(name).unwrap();
-        for op in operators(predicate, &[x.clone(), x.clone()], &env) {
+        for op in operators(predicate, &[x.clone(), x.clone()], &env, &env.shapes()) {
             assert!(infer(&op, &[&x]).is_some(), "{op:?}");
         }
     }

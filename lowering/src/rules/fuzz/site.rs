@@ -59,6 +59,8 @@ pub struct Values {
     pub builder: Builder,
     pub inputs: Vec<TensorType>,
     pub values: Vec<Value>,
+    /// Shapes that a reshape may give here, where they are not those of [`Env::shapes`].
+    pub shapes: Option<Vec<Vec<Dim>>>,
 }
 
 impl Values {
@@ -81,6 +83,12 @@ impl Values {
         value
     }
 
+    fn constant(&mut self, number: f64, dtype: DType) {
+        let constant = Scalar::Float(Float::new(number));
+        let constant = self.builder.scalar(constant, dtype);
+        self.values.push(constant);
+    }
+
     fn cut(&mut self, x: Value, start: i64, stop: i64, step: i64) -> Option<()> {
         let axis = self.builder.shape(x).len() - 1;
         let cut = self.builder.slice(x, axis, start.into(), stop.into(), step);
@@ -98,18 +106,33 @@ impl Values {
     }
 }
 
-/// All vocabularies.
-pub const SITES: &[Site] = &[
-    norm,
-    rope,
-    rope_interleaved,
-    rotated_part,
-    |env, values| rotate_half(env, values, [0, 1, 2]),
-    |env, values| rotate_half(env, values, [3, 0, 1, 2]),
-    |env, values| rotate_half(env, values, [3, 1, 0, 2]),
-    gate,
-    linear,
-    gather,
+/// All vocabularies, with the operator that a pattern must hold for the vocabulary to serve it: the
+/// others would be searched in vain.
+pub const SITES: &[(Site, Option<&str>)] = &[
+    (norm, None),
+    (rope, None),
+    (rope_interleaved, None),
+    (rotated_part, None),
+    (|env, values| rotate_half(env, values, [0, 1, 2]), None),
+    (|env, values| rotate_half(env, values, [3, 0, 1, 2]), None),
+    (|env, values| rotate_half(env, values, [3, 1, 0, 2]), None),
+    (|env, values| rotate_half_batch(env, values, 1), None),
+    (|env, values| rotate_half_batch(env, values, 2), None),
+    (gate, None),
+    (linear, None),
+    (gather, None),
+    (batches, None),
+    (
+        |env, values| heads_and_keys(env, values, true),
+        Some("attention_scores"),
+    ),
+    (
+        |env, values| heads_and_keys(env, values, false),
+        Some("attention_scores"),
+    ),
+    (scores_and_sinks, Some("concat_last")),
+    (scales, Some("attention_scores")),
+    (shared_heads, Some("scaled_dot_product_attention")),
 ];
 
 fn norm(env: &Env, values: &mut Values) -> Option<()> {
@@ -119,10 +142,7 @@ fn norm(env: &Env, values: &mut Values) -> Option<()> {
         values.input(dtype, &rows);
         values.input(dtype, &rows[1..]);
     }
-    let eps = values
-        .builder
-        .scalar(Scalar::Float(Float::new(env.eps)), DType::Float32);
-    values.values.push(eps);
+    values.constant(env.eps, DType::Float32);
     Some(())
 }
 
@@ -181,9 +201,90 @@ fn rotate_half<const N: usize>(env: &Env, values: &mut Values, axes: [usize; N])
     values.parts(env, x)
 }
 
+/// A batch of 2 heads `[2, heads, t, d]` with angles for each or for all of them.
+fn rotate_half_batch(env: &Env, values: &mut Values, angles: i64) -> Option<()> {
+    let [t, h, d] = heads(env);
+    let columns = Dim::Fixed(env.rotated());
+    for _ in 0..2 {
+        values.input(env.dtype, &[angles.into(), 1.into(), t, columns]);
+    }
+    let x = values.leaf(env.dtype, &[2.into(), h, t, d]);
+    values.parts(env, x)
+}
+
 fn gate(env: &Env, values: &mut Values) -> Option<()> {
     values.input(env.dtype, &[env.t(), Dim::Fixed(2 * env.columns)]);
     values.input(env.dtype, &[env.t(), 3.into(), Dim::Fixed(2 * env.columns)]);
+    Some(())
+}
+
+fn attention_heads(env: &Env, values: &mut Values, batch: bool) -> Vec<Dim> {
+    let (t, h) = (env.t(), Dim::Fixed(env.heads));
+    let outer: &[Dim] = if batch { &[Dim::Fixed(2)] } else { &[] };
+    let of = |size: i64| [outer, &[h, t, Dim::Fixed(size)]].concat();
+    values.input(env.dtype, &of(env.rotated()));
+    values.input(env.dtype, &of(env.rotated()));
+    values.input(env.dtype, &of(env.columns));
+    of(1)
+}
+
+/// Queries, keys and values of an attention, with masks and what hides a score.
+fn heads_and_keys(env: &Env, values: &mut Values, batch: bool) -> Option<()> {
+    let (t, h) = (env.t(), Dim::Fixed(env.heads));
+    attention_heads(env, values, batch);
+    values.input(env.dtype, &[t, t]);
+    values.input(env.dtype, &[h, 1.into(), t]);
+    values.input(DType::Bool, &[t, t]);
+    values.constant(-5.0, env.dtype);
+    Some(())
+}
+
+/// Queries, keys and values of an attention with a number for each head beside its scores.
+fn scores_and_sinks(env: &Env, values: &mut Values) -> Option<()> {
+    let (h, one) = (Dim::Fixed(env.heads), Dim::Fixed(1));
+    let column = attention_heads(env, values, true);
+    let per_head = values.leaf(env.dtype, &[h]);
+    let sinks = values.builder.reshape(per_head, vec![one, h, one, one]);
+    let sinks = values.builder.broadcast(sinks.ok()?, column);
+    values.values.push(sinks.ok()?);
+    values.input(env.dtype, &[env.t(), env.t()]);
+    Some(())
+}
+
+/// Queries and keys, also transposed, and factors.
+fn scales(env: &Env, values: &mut Values) -> Option<()> {
+    let (t, h, size) = (env.t(), Dim::Fixed(env.heads), Dim::Fixed(env.rotated()));
+    values.input(env.dtype, &[2.into(), h, t, size]);
+    values.input(env.dtype, &[2.into(), h, t, size]);
+    values.input(env.dtype, &[2.into(), h, size, t]);
+    values.constant(0.5, env.dtype);
+    values.constant(0.3, DType::Float32);
+    Some(())
+}
+
+/// Queries of several heads that share keys, with all keys of one batch.
+fn shared_heads(env: &Env, values: &mut Values) -> Option<()> {
+    let (t, h) = (env.t(), Dim::Fixed(env.heads));
+    let size = Dim::Fixed(env.rotated());
+    values.input(env.dtype, &[2.into(), Dim::Fixed(3 * env.heads), t, size]);
+    values.input(env.dtype, &[2.into(), h, t, size]);
+    values.input(env.dtype, &[2.into(), h, t, size]);
+    values.input(env.dtype, &[t, t]);
+    values.input(env.dtype, &[Dim::Fixed(3 * env.heads)]);
+    values.shapes = Some(vec![
+        vec![2.into(), h, 1.into(), t, size],
+        vec![2.into(), h, 3.into(), t, size],
+        vec![2.into(), Dim::Fixed(3 * env.heads), t, size],
+    ]);
+    Some(())
+}
+
+/// Batches of matrices.
+fn batches(env: &Env, values: &mut Values) -> Option<()> {
+    let (t, n) = (env.t(), Dim::Fixed(env.columns));
+    values.input(env.dtype, &[Dim::Fixed(2 * env.heads), t, n]);
+    values.input(env.dtype, &[Dim::Fixed(2 * env.heads), n, t]);
+    values.shapes = Some(vec![vec![2.into(), Dim::Fixed(env.heads), t, t]]);
     Some(())
 }
 
