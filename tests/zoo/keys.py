@@ -1,22 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration keys that real checkpoints carry and Hugging Face's classes do not define.
 
-A key is written only to a configuration that vLLM found it missing from.
+A key is written only to a configuration that vLLM found it missing from. Names that families share
+get their value by rule, the rest stand here.
 """
 
+import re
 from typing import Any
 
-from zoo.shrink import HIDDEN_SIZE
+from zoo.shrink import HIDDEN_SIZE, NUM_HEADS, VOCAB_SIZE, WINDOW, shrink_count
 
-VALUES: dict[str, Any] = {
-    "score_func": "sigmoid",
-    "route_norm": True,
+_VALUES: dict[str, Any] = {
+    "activation_function": "silu",
+    "attention_gate_func": "sigmoid",
+    "attn_implementation": None,
     "block_dim": HIDDEN_SIZE,
     "conv_dim": HIDDEN_SIZE,
-    "head_dim": 16,
+    "decoder_sparse_step": 1,
+    "emb_neighbor_num": 3,
+    "emb_split_num": 2,
+    "hidden_act": "silu",
+    "hidden_activation": "gelu_pytorch_tanh",
     "hybrid_layer_pattern": [0, 1, 1, 0],
-    "rotary_dim": 16,
-    "first_k_dense_replace": 1,
-    "rope_theta": 10000.0,
+    "interleaved_sliding_window": [WINDOW],
+    "interpolation_factor": None,
+    "is_causal": True,
+    "layer_group_size": 2,
+    "layernorm_num_groups": 1,
+    "max_position_embedding": 256,
+    "max_window_layers": 0,
+    "merged_lora": None,
+    "mlp_only_layers": [],
+    "moe_layer_freq": 1,
+    "multi_query_group_num": NUM_HEADS // 2,
+    "ngram_vocab_size_ratio": 2,
+    "num_attention_groups": NUM_HEADS // 2,
+    "original_rope": True,
+    "param_sink_number": 0,
+    "position_embedding_type": "rope",
+    "position_layers": None,
+    "query_key_norm": True,
+    "query_pre_attn_scalar": 16,
+    "rope_head_dim": 16,
+    "rope_local_theta": 10000.0,
     "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "rotary_dim": 16,
+    "route_norm": True,
+    "router_score_func": "sigmoid",
+    "score_func": "sigmoid",
+    "score_function": "sigmoid",
+    "scoring_func": "sigmoid",
+    "share_expert_dim": 96,
+    "share_q_dim": 32,
+    "short_conv_kernel_size": 4,
+    "swiglu_limits": [],
+    "swiglu_limits_shared": [],
+    "topk_method": "noaux_tc",
 }
+
+_RULES: list[tuple[str, Any]] = [
+    (r".*dropout", 0.0),
+    (r".*eps(ilon)?", 1e-5),
+    (r"norm_topk_prob|norm_expert_weight|(use_)?.*norm_topk.*|rmsnorm|post_layer_norm", True),
+    (r"multi_query_attention", True),
+    (r"use_.*|.*_bias|bias|enable_.*|need_.*|.*_residual_connection.*|.*multimodal", False),
+    (r".*(scale_factor|multiplier|scaling(_factor)?|output_mult)|scale_(emb|depth)", 1.25),
+    (r"padded_vocab_size", VOCAB_SIZE),
+    (r"(mova_)?num_experts|moe_num_experts", 8),
+    (r"(mova_)?num_experts_per_tok|moe_top_k", 2),
+    (r"n(um)?_shared_experts?", 1),
+    (r"n_group|topk_group", 1),
+]
+
+
+def value(name: str) -> Any:
+    """What a tiny checkpoint says for the key. Raises KeyError for one that is not known."""
+    if name in _VALUES:
+        return _VALUES[name]
+    for pattern, known in _RULES:
+        if re.fullmatch(pattern, name):
+            return known
+    return shrink_count(name, 4096, {})

@@ -72,9 +72,12 @@ class Pool:
         for _ in range(MOST_TRIES):
             outcome = self._run_once(case, added)
             missing = _MISSING_KEY.search(outcome.reason)
-            if missing is None or missing[1] in added or missing[1] not in keys.VALUES:
+            if missing is None or missing[1] in added:
                 break
-            added[missing[1]] = keys.VALUES[missing[1]]
+            try:
+                added[missing[1]] = keys.value(missing[1])
+            except KeyError:
+                break
         if outcome.result == "differs":
             self._ask_torch(case, added, outcome)
         if outcome.result == "ran":

@@ -49,6 +49,12 @@ def _kv_heads(default: int, fields: dict[str, Any]) -> int:
     return NUM_HEADS if default >= heads else 1 if default == 1 else NUM_HEADS // 2
 
 
+def _state_heads(default: int, fields: dict[str, Any]) -> int:
+    # Of a state-space layer twice as wide as the model, where there is one.
+    size = fields.get("head_dim")
+    return 2 * HIDDEN_SIZE // _head_size(size, fields) if size else NUM_HEADS
+
+
 def _key_heads(default: int, fields: dict[str, Any]) -> int:
     return NUM_HEADS if default == fields.get("linear_num_value_heads") else NUM_HEADS // 2
 
@@ -75,7 +81,7 @@ _RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
     (r"kv_channels", _fixed(HIDDEN_SIZE // NUM_HEADS)),
     (r"(mamba_)?n_mamba_heads|mamba_n_heads|mamba_num_heads", _fixed(8)),
     (r"mamba_(d_head|head_?dim)", _fixed(16)),
-    (r"num_heads", lambda default, fields: 2 * HIDDEN_SIZE // _head_size(fields["head_dim"], {})),
+    (r"num_heads", _state_heads),
     (r"mamba_dt_rank|time_step_rank", _fixed(8)),
     (
         r"head_dim|(v|qk_nope|qk_rope|index|linear(_key|_value)?|swa|swa_v|global)_head_dim",
@@ -129,6 +135,14 @@ _NESTED = {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}}
 _LIST_RULES = {
     "mrope_section": lambda values, fields: [2, 1, 1],
 }
+
+
+def shrink_count(name: str, default: int, fields: dict[str, Any]) -> int:
+    """A field's tiny value. Raises KeyError for a name that no rule knows."""
+    for pattern, rule in _RULES:
+        if re.fullmatch(pattern, name):
+            return rule(default, fields)
+    raise KeyError(name)
 
 
 def shrink(config_class: type[PretrainedConfig]) -> PretrainedConfig:
@@ -193,9 +207,10 @@ def _shrink_field(name: str, value: Any, fields: dict[str, Any], before: int, af
     if value is None and name in _FILLED:
         return _FILLED[name]
     if _is_count(value):
-        for pattern, rule in _RULES:
-            if re.fullmatch(pattern, name):
-                return rule(value, fields)
+        try:
+            return shrink_count(name, value, fields)
+        except KeyError:
+            return value
     return value
 
 

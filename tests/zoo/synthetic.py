@@ -23,7 +23,7 @@ _MISSING = re.compile(r"'\w*' object has no attribute '(\w+)'")
 def write_config(architecture: str, directory: Path) -> None:
     """Write `config.json` with every key that constructing vLLM's model asks for.
 
-    Raises what constructing raises once no key is missing that `keys.VALUES` knows.
+    Raises what constructing raises once no key is missing whose value is known.
     """
     path = directory / "config.json"
     config = _beginning(architecture)
@@ -36,9 +36,12 @@ def write_config(architecture: str, directory: Path) -> None:
             return
         except AttributeError as error:
             missing = _MISSING.search(str(error))
-            if missing is None or missing[1] in config or missing[1] not in keys.VALUES:
+            if missing is None or missing[1] in config:
                 raise
-            config[missing[1]] = keys.VALUES[missing[1]]
+            try:
+                config[missing[1]] = keys.value(missing[1])
+            except KeyError:
+                raise error from None
     raise ValueError(f"{architecture} asks for more than {MOST_KEYS} keys")
 
 
@@ -53,7 +56,10 @@ def _beginning(architecture: str) -> dict[str, Any]:
     known = {_plain(name): name for name in [*CONFIG_MAPPING.keys(), *_CONFIG_REGISTRY]}
     name = known.get(_plain(stem)) or known.get(_plain(module)) or "llama"
     config_class = _CONFIG_REGISTRY[name] if name in _CONFIG_REGISTRY else CONFIG_MAPPING[name]
-    return shrink(config_class).to_dict() | {"model_type": name, "architectures": [architecture]}
+    config = shrink(config_class).to_dict()
+    if "initializer_range" in config:
+        config["initializer_range"] = 1.0  # some divide vectors by it, and `load` draws them near 1
+    return config | {"model_type": name, "architectures": [architecture]}
 
 
 def _plain(name: str) -> str:
