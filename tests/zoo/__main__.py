@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m zoo [NAME...]` (from `tests/`): runs architectures, all by default."""
+"""`python -m zoo [NAME...]` (from `tests/`): runs architectures, all by default.
+
+A run of some keeps the rows of the others in its JSON file and its table.
+"""
 
 import argparse
 import json
@@ -20,7 +23,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="the rows, as JSON")
     parser.add_argument("--write", type=Path, metavar="FILE", help="the table, as Markdown")
     options = parser.parse_args()
-    outcomes: list[Outcome] = []
+    some = options.names or options.only
+    rows = {} if options.json is None or not some else _read(options.json)
+    done = 0
     with Pool(options.processes) as pool:
         chosen = [
             case
@@ -29,17 +34,28 @@ def main() -> int:
             and (options.only is None or case.in_transformers == (options.only == "both"))
         ]
         for outcome in pool.run(chosen):
-            outcomes.append(outcome)
-            print(f"{len(outcomes):3}/{len(chosen)} {coverage.line(outcome)}", flush=True)
+            rows[outcome.case.architecture] = outcome
+            done += 1
+            print(f"{done:3}/{len(chosen)} {coverage.line(outcome)}", flush=True)
             if options.names and outcome.detail:
                 print(outcome.detail, file=sys.stderr)
             if options.json:
                 options.json.parent.mkdir(parents=True, exist_ok=True)
-                options.json.write_text(json.dumps([o.asdict() for o in outcomes], indent=1))
+                text = json.dumps([row.asdict() for row in rows.values()], indent=1)
+                options.json.write_text(text, encoding="utf-8")
     if options.write:
-        options.write.write_text(coverage.table(outcomes), encoding="utf-8")
-    print(coverage.summary(outcomes))
+        options.write.parent.mkdir(exist_ok=True)
+        options.write.write_text(coverage.table(list(rows.values())), encoding="utf-8")
+    print(coverage.summary(list(rows.values())))
     return 0
+
+
+def _read(path: Path) -> dict[str, Outcome]:
+    """Rows of earlier runs, which a run of some architectures adds to."""
+    if not path.exists():
+        return {}
+    rows = [Outcome.fromdict(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    return {row.case.architecture: row for row in rows}
 
 
 if __name__ == "__main__":

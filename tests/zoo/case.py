@@ -62,7 +62,10 @@ class Outcome:
         for mine, theirs in zip(self.answers, other.answers, strict=False):
             for step, other_step in zip(mine, theirs, strict=False):
                 common = step.keys() & other_step.keys()
-                largest = max([largest, *(abs(step[t] - other_step[t]) for t in common)])
+                apart = max(abs(step[t] - other_step[t]) for t in common) if common else 0.0
+                if apart != apart:  # a NaN must not get lost in `max`
+                    return float("inf")
+                largest = max(largest, apart)
                 best = max(step, key=step.__getitem__)
                 gap = max(other_step.values()) - other_step.get(best, -float("inf"))
                 if gap > TIE:
@@ -73,8 +76,14 @@ class Outcome:
 
     def asdict(self) -> dict[str, Any]:
         """What is written to the JSON file."""
-        row = asdict(self) | asdict(self.case)
-        return {key: row[key] for key in row if key not in ("case", "answers")}
+        row = asdict(self.case) | asdict(self)
+        return {key: row[key] for key in row if key not in ("case", "answers", "tolerance")}
+
+    @staticmethod
+    def fromdict(row: dict[str, Any]) -> "Outcome":
+        """What `asdict` wrote, without the answers."""
+        rest = {key: row[key] for key in row if key not in ("architecture", "in_transformers")}
+        return Outcome(Case(row["architecture"], row["in_transformers"]), **rest)
 
 
 def run(case: Case, directory: Path, added: dict[str, Any], torch: bool = False) -> Outcome:
