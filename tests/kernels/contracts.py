@@ -146,6 +146,7 @@ class Contract:
         sanitize: bool = False,
     ) -> dict[str, Tensor]:
         """The kernel's outputs on inputs that keep the contract."""
+        inputs = {item["name"]: inputs[item["name"]] for item in self.inputs}
         self.check_inputs(inputs, sizes, dtypes)
         return run(self.kernel(), inputs, self.launch(sizes, dtypes), orders, sanitize)
 

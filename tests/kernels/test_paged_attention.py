@@ -109,6 +109,18 @@ class Step:
             "has_alibi": int(case.alibi),
         }
 
+    def tiles(self) -> Tensor:
+        """What the prefill kernel works through."""
+        case = self.case
+        listed = [
+            (request, first)
+            for request, (rows, _) in enumerate(case.requests)
+            for first in range(0, rows * case.group, 32)
+        ]
+        if case.padding:
+            listed.append((len(case.requests), 0))
+        return tensor(listed, "int32")
+
     def expected(self) -> np.ndarray:
         """The definition, head by head: `[num_tokens, heads, size_v]`; 0 for padding."""
         case = self.case
@@ -154,6 +166,15 @@ def decode(step: Step, orders: tuple[int, ...] = (0, 1, 2)) -> Tensor:
     inputs = {"partial": found["out"], "sums": found["sums"], "sinks": step.inputs()["sinks"]}
     reduce = contract("paged_attention_reduce")
     return reduce.run(inputs, step.sizes(), {"T": case.dtype}, orders)["out"]
+
+
+def prefill(step: Step, orders: tuple[int, ...] = (0, 1, 2)) -> Tensor:
+    """The kernel's answer."""
+    tiles = step.tiles()
+    sizes = {**step.sizes(), "num_tiles": tiles.shape[0]}
+    kernel = contract("paged_attention_prefill")
+    inputs = {**step.inputs(), "tiles": tiles}
+    return kernel.run(inputs, sizes, {"T": step.case.dtype}, orders)["out"]
 
 
 def check(case: Case) -> None:
@@ -215,3 +236,48 @@ def test_a_wrong_block_id_is_caught() -> None:
     step.table[0, 1] = 2**20
     with pytest.raises(KernelError, match="access outside a buffer"):
         decode(step)
+
+
+def check_prefill(case: Case) -> None:
+    step = Step(case)
+    found = prefill(step, orders=(0, 2))
+    contract("paged_attention_prefill").assert_close(found, step.expected(), case.dtype)
+
+
+# A prompt, a prompt behind a prefix in the cache, one token, nothing.
+PROMPTS = ((21, 21), (9, 30), (1, 18), (0, 5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 80, 128])
+def test_prefill_head_sizes_and_dtypes(size: int, dtype: str) -> None:
+    check_prefill(Case(((13, 19), (2, 2)), size=size, size_v=size, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"block": 8},
+        {"block": 32, "heads": 6, "kv_heads": 2},
+        {"window": 5},
+        {"window": 16, "padding": 3},
+        {"soft_cap": 1.5},
+        {"sinks": True},
+        {"alibi": True},
+        {"size": 96, "size_v": 64, "heads": 2},
+        {"heads": 2, "kv_heads": 2, "requests": ((40, 70),)},
+        {"heads": 5, "kv_heads": 1, "dtype": "bfloat16", "padding": 1},
+        {"size": 256, "size_v": 256, "requests": ((3, 9),), "heads": 2},
+    ],
+    ids=str,
+)
+def test_prefill_variants(change: dict) -> None:
+    check_prefill(replace(Case(PROMPTS), **change))
+
+
+def test_prefill_and_decode_agree() -> None:
+    """On one step that both take."""
+    case = Case(((8, 40), (3, 3), (1, 17)), rows=8, window=24, sinks=True)
+    step = Step(case)
+    found, expected = prefill(step).numbers(), decode(step).numbers()
+    np.testing.assert_allclose(found, expected, atol=2e-6)

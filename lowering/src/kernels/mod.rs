@@ -91,6 +91,7 @@ const TEXTS: &[(&str, &str, &str)] = &texts![
     "gated_activation",
     "layer_norm",
     "paged_attention_decode",
+    "paged_attention_prefill",
     "paged_attention_reduce",
     "qk_norm_rope",
     "rms_norm",

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from .errors import KernelError
+from .toolchain import PREFIX
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,12 @@ _DECLARATION = re.compile(
     r"\bthreadgroup\s+((?:[\w:]+(?:\s*<[^;{}()]*?>)?\s+)+?)"
     r"(\w+\s*(?:\[[^\]]*\]\s*)*(?:,\s*\w+\s*(?:\[[^\]]*\]\s*)*)*;)"
 )
-_INCLUDES = '#include <metal_stdlib>\n#include "mlx/backend/metal/kernels/utils.h"\n'
 
 
 def _body(source: Source) -> str:
     """The text without the instantiation, variables of a threadgroup marked."""
     text = re.sub(r"\ntemplate \[\[host_name.*$", "\n", source.metal, flags=re.S)
-    return f'{_INCLUDES}#line 1 "kernel.metal"\n' + _DECLARATION.sub(r"MSL_THREADGROUP \1\2", text)
+    return f'{PREFIX}#line 1 "kernel.metal"\n' + _DECLARATION.sub(r"MSL_THREADGROUP \1\2", text)
 
 
 def translate(source: Source) -> str:
