@@ -95,6 +95,7 @@ const TEXTS: &[(&str, &str, &str)] = &texts![
     "paged_attention_reduce",
     "qk_norm_rope",
     "rms_norm",
+    "sample",
     "soft_cap",
 ];
 
@@ -104,6 +105,8 @@ const HEADERS: &[(&str, &str)] = &[
         "activations.metal",
         include_str!("../../kernels/activations.metal"),
     ),
+    ("ordered.metal", include_str!("../../kernels/ordered.metal")),
+    ("philox.metal", include_str!("../../kernels/philox.metal")),
     ("rows.metal", include_str!("../../kernels/rows.metal")),
 ];
 
