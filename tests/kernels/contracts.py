@@ -143,12 +143,11 @@ class Contract:
         sizes: Mapping[str, int],
         dtypes: Mapping[str, str],
         orders: tuple[int, ...] = ORDERS,
-        sanitize: bool = False,
     ) -> dict[str, Tensor]:
         """The kernel's outputs on inputs that keep the contract."""
         inputs = {item["name"]: inputs[item["name"]] for item in self.inputs}
         self.check_inputs(inputs, sizes, dtypes)
-        return run(self.kernel(), inputs, self.launch(sizes, dtypes), orders, sanitize)
+        return run(self.kernel(), inputs, self.launch(sizes, dtypes), orders)
 
     def assert_close(self, found: Tensor, expected: np.ndarray, dtype: str) -> None:
         """Within the tolerance of a dtype of the float64 result, everywhere."""
