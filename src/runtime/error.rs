@@ -87,6 +87,10 @@ pub enum Error {
     #[error("island {target}: {reason}")]
     Island { target: String, reason: String },
 
+    /// A Metal kernel that cannot be launched so.
+    #[error("kernel {name:?}: {reason}")]
+    Kernel { name: String, reason: String },
+
     /// The runtime was closed.
     #[error("the runtime is closed")]
     Closed,
@@ -118,6 +122,7 @@ impl Error {
             Error::Instruction { cause, .. } => cause.kind(),
             Error::Mlx(_)
             | Error::Island { .. }
+            | Error::Kernel { .. }
             | Error::Closed
             | Error::Reentrant
             | Error::Internal(_) => ErrorKind::Failure,

@@ -10,6 +10,7 @@ mod handle;
 pub mod host;
 mod inputs;
 pub mod island;
+pub mod kernels;
 mod kv_cache;
 pub mod memory;
 mod mlx;

@@ -9,11 +9,13 @@
 mod array;
 mod error;
 mod index;
+mod metal_kernel;
 mod ops;
 mod stream;
 
 pub use array::{data_pointer, dtype, foreign_array, host_array, is_contiguous, scalar};
 pub use error::{MlxError, MlxResult};
+pub use metal_kernel::MetalKernel;
 pub use stream::{Device, Meter, Mlx, dtype_code};
 
 pub use mlx_rs::Array;

@@ -106,6 +106,25 @@ impl Mlx {
         }
     }
 
+    /// As [`Mlx::make`], for a function that stores `count` arrays in a list.
+    pub(super) fn make_many(
+        &self,
+        count: usize,
+        build: impl FnOnce(*mut mlx_sys::mlx_vector_array, mlx_sys::mlx_stream) -> c_int,
+    ) -> MlxResult<Vec<Array>> {
+        let mut list = Vector::new([]);
+        let start = self.meter.get().map(|_| Instant::now());
+        let status = build(&mut list.0, self.stream);
+        if let (Some(start), Some(meter)) = (start, self.meter.get()) {
+            self.meter.set(Some(Meter {
+                calls: meter.calls + 1,
+                time: meter.time + start.elapsed(),
+            }));
+        }
+        check(status)?;
+        (0..count).map(|index| list.get(index)).collect()
+    }
+
     /// Computes the arrays and waits for them.
     pub fn eval<'a>(&self, arrays: impl IntoIterator<Item = &'a Array>) -> MlxResult<()> {
         let vector = Vector::new(arrays);
@@ -143,6 +162,17 @@ impl Vector {
         let handles: Vec<mlx_sys::mlx_array> = arrays.into_iter().map(Array::as_ptr).collect();
         // SAFETY: the handles are live arrays, and MLX copies them.
         Vector(unsafe { mlx_sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len()) })
+    }
+
+    /// The array of that index, as a handle of its own.
+    fn get(&self, index: usize) -> MlxResult<Array> {
+        let mut out = mlx_sys::mlx_array {
+            ctx: std::ptr::null_mut(),
+        };
+        // SAFETY: a live list, whose length MLX checks; `out` is filled on success.
+        check(unsafe { mlx_sys::mlx_vector_array_get(&mut out, self.0, index) })?;
+        // SAFETY: `out` owns a new handle that nobody else frees.
+        Ok(unsafe { Array::from_ptr(out) })
     }
 }
 

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Launches the Metal kernels of [`lowering::kernels`]. Only MLX with Metal runs them; not yet run
+//! there.
+
+use super::error::{Error, Result};
+use super::mlx::{Array, MetalKernel, Mlx, dtype};
+use lowering::ir::DType;
+use lowering::kernels::{Expression, Kernel, KernelError, Launch, Sizes, Strides, kernel};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+/// Kernels that MLX holds, by name; MLX compiles each specialisation once.
+#[derive(Default)]
+pub struct Kernels(BTreeMap<&'static str, MetalKernel>);
+
+/// A kernel with a launch: made once for what repeats every step.
+pub struct Specialisation {
+    kernel: &'static Kernel,
+    launch: Launch,
+    /// Shape and dtype of each input.
+    inputs: Vec<(Vec<i64>, DType)>,
+}
+
+fn refused(error: KernelError, name: &str) -> Error {
+    Error::Kernel {
+        name: name.to_owned(),
+        reason: error.to_string(),
+    }
+}
+
+impl Specialisation {
+    /// The launch of a kernel for sizes, parameters and dtypes, by the names of its contract.
+    ///
+    /// # Errors
+    /// There is no such kernel, or it does not take them.
+    pub fn new(
+        name: &str,
+        sizes: &Sizes,
+        dtypes: &BTreeMap<String, DType>,
+    ) -> Result<Specialisation> {
+        let refuse = |error| refused(error, name);
+        let kernel = kernel(name).map_err(refuse)?;
+        let launch = kernel.launch(sizes, dtypes).map_err(refuse)?;
+        let sizes = kernel.resolve(sizes).map_err(refuse)?;
+        let mut inputs = Vec::with_capacity(kernel.contract.inputs.len());
+        for input in &kernel.contract.inputs {
+            let axes = input.shape.iter().map(|axis| axis_size(name, axis, &sizes));
+            let dtype = kernel.dtype(&input.dtype, dtypes).map_err(refuse)?;
+            inputs.push((axes.collect::<Result<_>>()?, dtype));
+        }
+        Ok(Specialisation {
+            kernel,
+            launch,
+            inputs,
+        })
+    }
+
+    /// Checks that the arrays are those of the contract.
+    fn check(&self, arrays: &[&Array]) -> Result<()> {
+        let contract = &self.kernel.contract;
+        let wrong = |reason| Error::Kernel {
+            name: contract.name.clone(),
+            reason,
+        };
+        if arrays.len() != self.inputs.len() {
+            let reason = format!("{} inputs instead of {}", arrays.len(), self.inputs.len());
+            return Err(wrong(reason));
+        }
+        for ((input, array), (shape, of)) in contract.inputs.iter().zip(arrays).zip(&self.inputs) {
+            let same = array
+                .shape()
+                .iter()
+                .map(|size| i64::from(*size))
+                .eq(shape.iter().copied());
+            if !same || dtype(array) != Some(*of) {
+                let found = dtype(array).map_or("another dtype", DType::name);
+                return Err(wrong(format!(
+                    "{} is {found}{:?} instead of {of}{shape:?}",
+                    input.name,
+                    array.shape()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn axis_size(name: &str, axis: &Expression, sizes: &Sizes) -> Result<i64> {
+    axis.value(sizes).map_err(|reason| Error::Kernel {
+        name: name.to_owned(),
+        reason: reason.to_string(),
+    })
+}
+
+impl Kernels {
+    /// One launch: the kernel's outputs in its contract's order. Inputs whose strides it does not take
+    /// are copied; those that must have rows of neighbours are the caller's care.
+    ///
+    /// # Errors
+    /// An input of another shape or dtype, or MLX without Metal.
+    pub fn run(
+        &mut self,
+        mlx: &Mlx,
+        specialisation: &Specialisation,
+        inputs: &[&Array],
+    ) -> Result<Vec<Array>> {
+        specialisation.check(inputs)?;
+        let contract = &specialisation.kernel.contract;
+        let held = match self.0.entry(contract.name.as_str()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(MetalKernel::new(specialisation.kernel)?),
+        };
+        let mut arrays = Vec::with_capacity(inputs.len());
+        for (input, array) in contract.inputs.iter().zip(inputs) {
+            let is_free = input.strides != Strides::Contiguous || array.shape().is_empty();
+            arrays.push(match is_free {
+                true => (*array).clone(),
+                false => mlx.contiguous(array)?,
+            });
+        }
+        let arrays: Vec<&Array> = arrays.iter().collect();
+        Ok(mlx.run_kernel(held, &arrays, &specialisation.launch)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::testing::{cpu, floats};
+    use std::ffi::{CString, c_int};
+
+    fn sizes(values: &[(&str, i64)]) -> Sizes {
+        values
+            .iter()
+            .map(|(name, size)| ((*name).to_owned(), *size))
+            .collect()
+    }
+
+    fn soft_cap(rows: i64, width: i64) -> Specialisation {
+        let dtypes = BTreeMap::from([("T".to_owned(), DType::Float32)]);
+        let sizes = sizes(&[("num_rows", rows), ("width", width)]);
+        Specialisation::new("soft_cap", &sizes, &dtypes).unwrap()
+    }
+
+    #[test]
+    fn without_metal_a_launch_is_an_error() {
+        let (x, cap) = (floats(&[1.0; 24], &[2, 12]), floats(&[3.0], &[]));
+        let found = Kernels::default().run(&cpu(), &soft_cap(2, 12), &[&x, &cap]);
+        let error = found.err().unwrap().to_string();
+        assert!(error.contains("Metal"), "{error}");
+    }
+
+    #[test]
+    fn inputs_that_are_not_the_contracts_are_refused() {
+        let (x, cap) = (floats(&[1.0; 24], &[3, 8]), floats(&[3.0], &[]));
+        let mut kernels = Kernels::default();
+        let error = |found: Result<Vec<Array>>| found.err().unwrap().to_string();
+        let shape = error(kernels.run(&cpu(), &soft_cap(2, 12), &[&x, &cap]));
+        assert!(
+            shape.contains("x is float32[3, 8] instead of float32[2, 12]"),
+            "{shape}"
+        );
+        let count = error(kernels.run(&cpu(), &soft_cap(3, 8), &[&x]));
+        assert!(count.contains("1 inputs instead of 2"), "{count}");
+        let kernel = Specialisation::new("soft_cap", &sizes(&[("width", 0)]), &BTreeMap::new());
+        assert!(kernel.err().unwrap().to_string().contains("width >= 1"));
+    }
+
+    /// MLX writes a kernel's text while a function is exported, without Metal too: the launch that
+    /// reaches MLX is complete, and its outputs have the contract's shapes.
+    #[test]
+    fn mlx_takes_the_launch() {
+        extern "C" fn call(
+            out: *mut mlx_sys::mlx_vector_array,
+            inputs: mlx_sys::mlx_vector_array,
+        ) -> c_int {
+            let get = |index| {
+                let mut array = mlx_sys::mlx_array {
+                    ctx: std::ptr::null_mut(),
+                };
+                // SAFETY: the two arrays that the export was given.
+                unsafe {
+                    mlx_sys::mlx_vector_array_get(&mut array, inputs, index);
+                    Array::from_ptr(array)
+                }
+            };
+            let (x, cap) = (get(0), get(1));
+            let Ok(found) = Kernels::default().run(&cpu(), &soft_cap(2, 12), &[&x, &cap]) else {
+                return 1;
+            };
+            assert_eq!((found.len(), found[0].shape()), (1, [2, 12].as_slice()));
+            // SAFETY: a list to fill, and a live array that it copies.
+            unsafe { mlx_sys::mlx_vector_array_set_value(out, found[0].as_ptr()) }
+        }
+        let (x, cap) = (floats(&[1.0; 24], &[2, 12]), floats(&[3.0], &[]));
+        let path = std::env::temp_dir().join(format!("vllm-metal-{}.mlxfn", std::process::id()));
+        let file = CString::new(path.to_str().unwrap()).unwrap();
+        let arrays = [x.as_ptr(), cap.as_ptr()];
+        // SAFETY: everything lives during the call and is freed once.
+        let status = unsafe {
+            let closure = mlx_sys::mlx_closure_new_func(Some(call));
+            let inputs = mlx_sys::mlx_vector_array_new_data(arrays.as_ptr(), arrays.len());
+            let status = mlx_sys::mlx_export_function(file.as_ptr(), closure, inputs, false);
+            mlx_sys::mlx_vector_array_free(inputs);
+            mlx_sys::mlx_closure_free(closure);
+            status
+        };
+        std::fs::remove_file(path).unwrap();
+        assert_eq!(status, 0);
+    }
+}
