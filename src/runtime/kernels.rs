@@ -127,7 +127,6 @@ impl Kernels {
 mod tests {
     use super::*;
     use crate::runtime::testing::{cpu, floats};
-    use std::ffi::{CString, c_int};
 
     fn sizes(values: &[(&str, i64)]) -> Sizes {
         values
@@ -164,48 +163,5 @@ mod tests {
         assert!(count.contains("1 inputs instead of 2"), "{count}");
         let kernel = Specialisation::new("soft_cap", &sizes(&[("width", 0)]), &BTreeMap::new());
         assert!(kernel.err().unwrap().to_string().contains("width >= 1"));
-    }
-
-    /// MLX writes a kernel's text while a function is exported, without Metal too: the launch that
-    /// reaches MLX is complete, and its outputs have the contract's shapes.
-    #[test]
-    fn mlx_takes_the_launch() {
-        extern "C" fn call(
-            out: *mut mlx_sys::mlx_vector_array,
-            inputs: mlx_sys::mlx_vector_array,
-        ) -> c_int {
-            let get = |index| {
-                let mut array = mlx_sys::mlx_array {
-                    ctx: std::ptr::null_mut(),
-                };
-                // SAFETY: the two arrays that the export was given.
-                unsafe {
-                    mlx_sys::mlx_vector_array_get(&mut array, inputs, index);
-                    Array::from_ptr(array)
-                }
-            };
-            let (x, cap) = (get(0), get(1));
-            let Ok(found) = Kernels::default().run(&cpu(), &soft_cap(2, 12), &[&x, &cap]) else {
-                return 1;
-            };
-            assert_eq!((found.len(), found[0].shape()), (1, [2, 12].as_slice()));
-            // SAFETY: a list to fill, and a live array that it copies.
-            unsafe { mlx_sys::mlx_vector_array_set_value(out, found[0].as_ptr()) }
-        }
-        let (x, cap) = (floats(&[1.0; 24], &[2, 12]), floats(&[3.0], &[]));
-        let path = std::env::temp_dir().join(format!("vllm-metal-{}.mlxfn", std::process::id()));
-        let file = CString::new(path.to_str().unwrap()).unwrap();
-        let arrays = [x.as_ptr(), cap.as_ptr()];
-        // SAFETY: everything lives during the call and is freed once.
-        let status = unsafe {
-            let closure = mlx_sys::mlx_closure_new_func(Some(call));
-            let inputs = mlx_sys::mlx_vector_array_new_data(arrays.as_ptr(), arrays.len());
-            let status = mlx_sys::mlx_export_function(file.as_ptr(), closure, inputs, false);
-            mlx_sys::mlx_vector_array_free(inputs);
-            mlx_sys::mlx_closure_free(closure);
-            status
-        };
-        std::fs::remove_file(path).unwrap();
-        assert_eq!(status, 0);
     }
 }

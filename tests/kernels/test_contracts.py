@@ -6,8 +6,10 @@ import itertools
 import numpy as np
 import pytest
 
-from .contracts import FOLDER, NAMES, contract, evaluate
-from .host import tensor
+from vllm_metal.kernels.contract import evaluate
+from vllm_metal.kernels.tensor import tensor
+
+from .contracts import FOLDER, NAMES, contract
 from .host.execute import source_of
 from .host.lint import address_spaces, forbidden
 

@@ -8,7 +8,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from .host import Kernel, KernelError, Launch, Tensor, run, tensor, toolchain
+from vllm_metal.kernels.contract import Kernel, Launch
+from vllm_metal.kernels.tensor import Tensor, tensor
+
+from .host import KernelError, run, toolchain
 from .host.execute import source_of
 from .host.lint import address_spaces, forbidden
 

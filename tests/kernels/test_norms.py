@@ -4,8 +4,11 @@
 import numpy as np
 import pytest
 
-from .contracts import contract
-from .host import Tensor, tensor
+from vllm_metal.kernels import norm
+from vllm_metal.kernels.norm import rms_norm
+from vllm_metal.kernels.tensor import Tensor, tensor
+
+from .contracts import assert_close, contract, on_host
 
 DTYPES = ["float32", "float16", "bfloat16"]
 # Tiny, below and above one simdgroup, several elements a thread.
@@ -27,39 +30,8 @@ def strided(x: Tensor, kind: str) -> Tensor:
     return Tensor(np.ascontiguousarray(x.storage.T).T, x.dtype)
 
 
-def run_norm(
-    name: str,
-    x: Tensor,
-    residual: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    rounded_sum: bool = True,
-) -> tuple[Tensor, Tensor]:
-    kernel = contract(name)
-    dtype = x.dtype
-    scale_dtype = weight.dtype if weight else dtype
-    inputs = {
-        "x": x,
-        "residual": residual or tensor(np.zeros((1, 1)), dtype),
-        "weight": weight or tensor(np.zeros(1), scale_dtype),
-        "bias": bias or tensor(np.zeros(1), scale_dtype),
-        "eps": tensor(np.float32(1e-5), "float32"),
-    }
-    sizes = {
-        "num_rows": x.shape[0],
-        "width": x.shape[1],
-        "has_residual": int(residual is not None),
-        "rounded_sum": int(rounded_sum),
-        "has_weight": int(weight is not None),
-        "has_bias": int(bias is not None),
-    }
-    taken = {item["name"]: inputs[item["name"]] for item in kernel.inputs}
-    found = kernel.run(taken, sizes, {"T": dtype, "W": scale_dtype})
-    return found["out"], found["sum"]
-
-
-def rms(x: np.ndarray, weight: np.ndarray | float = 1.0) -> np.ndarray:
-    return x / np.sqrt((x**2).mean(1, keepdims=True) + 1e-5) * weight
+def run_norm(name: str, *arguments, **options) -> tuple[Tensor, Tensor]:
+    return norm.run_norm(on_host, contract(name), *arguments, **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -67,7 +39,7 @@ def rms(x: np.ndarray, weight: np.ndarray | float = 1.0) -> np.ndarray:
 def test_rms_norm(width: int, dtype: str) -> None:
     x, weight = random((3, width), dtype), random((width,), dtype, 1)
     out, _ = run_norm("rms_norm", x, weight=weight)
-    contract("rms_norm").assert_close(out, rms(x.numbers(), weight.numbers()), dtype)
+    assert_close("rms_norm", out, rms_norm(x.numbers(), weight.numbers()), dtype)
 
 
 @pytest.mark.parametrize("kind", ["columns of a wider array", "transposed"])
@@ -90,28 +62,28 @@ def test_add_rms_norm_sees_the_sum_rounded_or_before(dtype: str, rounded_sum: bo
     exact = x.numbers() + residual.numbers()
     rounded = tensor(exact.astype(np.float32), dtype)
     np.testing.assert_array_equal(total.storage, rounded.storage)
-    expected = rms(rounded.numbers() if rounded_sum else exact, weight.numbers())
-    contract("rms_norm").assert_close(out, expected, dtype)
+    expected = rms_norm(rounded.numbers() if rounded_sum else exact, weight.numbers())
+    assert_close("rms_norm", out, expected, dtype)
 
 
 def test_the_roundings_are_those_of_the_graph() -> None:
     """Bit for bit where no sum's order matters: rows of one element."""
     x, weight = random((64, 1), "bfloat16"), random((1,), "bfloat16", 1)
     out, _ = run_norm("rms_norm", x, weight=weight)
-    normal = tensor(rms(x.numbers()).astype(np.float32), "bfloat16")
+    normal = tensor(rms_norm(x.numbers()).astype(np.float32), "bfloat16")
     expected = tensor((normal.numbers() * weight.numbers()).astype(np.float32), "bfloat16")
     np.testing.assert_array_equal(out.storage, expected.storage)
     # A float32 weight multiplies before the only rounding.
     wide = tensor(weight.numbers() * 1.001, "float32")
     out, _ = run_norm("rms_norm", x, weight=wide)
-    once = tensor((rms(x.numbers()) * wide.numbers()).astype(np.float32), "bfloat16")
+    once = tensor((rms_norm(x.numbers()) * wide.numbers()).astype(np.float32), "bfloat16")
     np.testing.assert_array_equal(out.storage, once.storage)
 
 
 def test_rms_norm_without_weight_or_of_large_values() -> None:
     x = tensor(random((2, 130), "float32").numbers() * 5e3, "float16")
     out, _ = run_norm("rms_norm", x)
-    contract("rms_norm").assert_close(out, rms(x.numbers()), "float16")
+    assert_close("rms_norm", out, rms_norm(x.numbers()), "float16")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -122,11 +94,8 @@ def test_layer_norm(width: int, dtype: str) -> None:
     weight, bias = random((width,), dtype, 1), random((width,), dtype, 3)
     for added in (None, residual):
         out, total = run_norm("layer_norm", x, added, weight, bias)
-        y = x.numbers()
+        summed = norm.add(x, added, rounded=True)
         if added is not None:
-            y = tensor((y + added.numbers()).astype(np.float32), dtype).numbers()
-            np.testing.assert_array_equal(total.numbers(), y)
-        centred = y - y.mean(1, keepdims=True)
-        normal = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
-        expected = normal * weight.numbers() + bias.numbers()
-        contract("layer_norm").assert_close(out, expected, dtype)
+            np.testing.assert_array_equal(total.numbers(), summed)
+        expected = norm.layer_norm(summed, weight.numbers(), bias.numbers())
+        assert_close("layer_norm", out, expected, dtype)

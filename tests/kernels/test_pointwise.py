@@ -1,23 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gated activations and the soft cap of logits against float64."""
 
-import math
-
 import numpy as np
 import pytest
 
-from .contracts import contract
-from .host import Tensor, tensor
+from vllm_metal.kernels import activation
+from vllm_metal.kernels.activation import expected_gated
+from vllm_metal.kernels.tensor import Tensor, tensor
+
+from .contracts import assert_close, contract, on_host
 
 DTYPES = ["float32", "float16", "bfloat16"]
 SHAPES = [(1, 1), (2, 3), (3, 333), (5, 128)]
-
-FUNCTIONS = [
-    lambda x: x / (1 + np.exp(-x)),
-    lambda x: x * 0.5 * np.vectorize(math.erfc)(-x / math.sqrt(2)),
-    lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-    lambda x: np.maximum(x, 0),
-]
 
 
 def values(shape: tuple[int, int], dtype: str) -> Tensor:
@@ -25,13 +19,7 @@ def values(shape: tuple[int, int], dtype: str) -> Tensor:
 
 
 def gated(x: Tensor, function: int) -> Tensor:
-    sizes = {"num_rows": x.shape[0], "width": x.shape[1] // 2, "function": function}
-    return contract("gated_activation").run({"x": x}, sizes, {"T": x.dtype})["out"]
-
-
-def expected_gated(x: Tensor, function: int) -> np.ndarray:
-    gate, up = np.split(x.numbers(), 2, axis=1)
-    return FUNCTIONS[function](gate) * up
+    return activation.gated(on_host, contract("gated_activation"), x, function)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -40,7 +28,7 @@ def test_gated_activations(function: int, dtype: str) -> None:
     for rows, width in SHAPES:
         x = values((rows, 2 * width), dtype)
         found = gated(x, function)
-        contract("gated_activation").assert_close(found, expected_gated(x, function), dtype)
+        assert_close("gated_activation", found, expected_gated(x, function), dtype)
 
 
 def test_gated_activations_of_extremes() -> None:
@@ -50,13 +38,13 @@ def test_gated_activations_of_extremes() -> None:
     for function in range(4):
         x_all = tensor(x, "float32")
         found = gated(x_all, function)
-        contract("gated_activation").assert_close(found, expected_gated(x_all, function), "float32")
+        assert_close("gated_activation", found, expected_gated(x_all, function), "float32")
 
 
 def test_gated_activations_of_strided_rows() -> None:
     wide = values((3, 90), "bfloat16")
     for x in (wide[:, 5:75], values((70, 3), "bfloat16").transpose(1, 0)):
-        contract("gated_activation").assert_close(gated(x, 0), expected_gated(x, 0), "bfloat16")
+        assert_close("gated_activation", gated(x, 0), expected_gated(x, 0), "bfloat16")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -67,6 +55,6 @@ def test_soft_cap(dtype: str) -> None:
         for x in (values(shape, dtype), wide[:, 1:-1]):
             sizes = {"num_rows": shape[0], "width": shape[1]}
             inputs = {"x": x, "cap": tensor(np.float32(cap), "float32")}
-            found = contract("soft_cap").run(inputs, sizes, {"T": dtype})["out"]
+            found = contract("soft_cap").run(on_host, inputs, sizes, {"T": dtype})["out"]
             expected = cap * np.tanh(x.numbers() / cap)
-            contract("soft_cap").assert_close(found, expected, dtype)
+            assert_close("soft_cap", found, expected, dtype)

@@ -4,8 +4,10 @@
 import numpy as np
 import pytest
 
-from .contracts import contract
-from .host import Tensor, tensor
+from vllm_metal.kernels.contract import Run
+from vllm_metal.kernels.tensor import Tensor, tensor
+
+from .contracts import contract, in_one_order, on_host
 
 DTYPES = ["float32", "float16", "bfloat16"]
 
@@ -52,7 +54,7 @@ class Requests:
         self.seeds = random.integers(0, 2**32, (count, 2)).astype(np.uint32)
 
 
-def sample(logits: Tensor, requests: Requests, orders: tuple[int, ...] = (0, 2)) -> np.ndarray:
+def sample(logits: Tensor, requests: Requests, run: Run = on_host) -> np.ndarray:
     inputs = {
         "logits": logits,
         "temperature": tensor(requests.temperature, "float32"),
@@ -63,7 +65,7 @@ def sample(logits: Tensor, requests: Requests, orders: tuple[int, ...] = (0, 2))
         "steps": tensor(requests.steps, "uint32"),
     }
     sizes = {"num_requests": logits.shape[0], "vocab_size": logits.shape[1]}
-    return contract("sample").run(inputs, sizes, {"T": logits.dtype}, orders)["tokens"].storage
+    return contract("sample").run(run, inputs, sizes, {"T": logits.dtype})["tokens"].storage
 
 
 def kept(x: np.ndarray, requests: Requests, r: int) -> np.ndarray:
@@ -152,10 +154,10 @@ def test_extreme_logits() -> None:
 
 def test_seeds_and_steps_draw_anew_and_repeat() -> None:
     x = Tensor(np.repeat(logits_of((1, 50)).storage, 40, 0), "float32")
-    one = sample(x, Requests(40), orders=(0,))
-    np.testing.assert_array_equal(one, sample(x, Requests(40), orders=(0,)))
-    assert (one != sample(x, Requests(40, step=1), orders=(0,))).any()
-    assert (one != sample(x, Requests(40, seed=1), orders=(0,))).any()
+    one = sample(x, Requests(40), run=in_one_order)
+    np.testing.assert_array_equal(one, sample(x, Requests(40), run=in_one_order))
+    assert (one != sample(x, Requests(40, step=1), run=in_one_order)).any()
+    assert (one != sample(x, Requests(40, seed=1), run=in_one_order)).any()
 
 
 def test_the_distribution_is_the_filtered_softmax() -> None:
@@ -164,7 +166,7 @@ def test_the_distribution_is_the_filtered_softmax() -> None:
     count = 2000
     logits = tensor(np.repeat(x[None], count, 0), "float32")
     requests = Requests(count, temperature=0.8, top_k=6, top_p=0.97)
-    tokens = sample(logits, requests, orders=(0,))
+    tokens = sample(logits, requests, run=in_one_order)
     keep = kept(x.astype(np.float64), requests, 0)
     weights = np.where(keep, np.exp(x.astype(np.float64) / np.float32(0.8)), 0)
     expected = weights / weights.sum() * count

@@ -8,7 +8,6 @@ Apple's compiler knows; `lint` looks for some of that.
 """
 
 from .errors import KernelError
-from .execute import Kernel, Launch, run
-from .tensor import Tensor, tensor
+from .execute import run
 
-__all__ = ["Kernel", "KernelError", "Launch", "Tensor", "run", "tensor"]
+__all__ = ["KernelError", "run"]

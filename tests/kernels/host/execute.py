@@ -5,14 +5,16 @@ import ctypes
 import functools
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
+from vllm_metal.kernels.contract import Kernel, Launch
+from vllm_metal.kernels.tensor import STORAGE, Tensor
+
 from .errors import KernelError
 from .source import Source, generate, translate
-from .tensor import STORAGE, Tensor
 from .toolchain import build_engine, build_kernel
 
 # Ascending, descending, and one at random.
@@ -21,8 +23,8 @@ ORDERS = (0, 1, 2)
 
 @dataclass
 class Settings:
-    """Of this process: `sanitize` runs kernels under clang's thread sanitizer, whose library must have
-    been loaded first."""
+    """Of this process: `sanitize` runs kernels under clang's thread sanitizer, whose library must
+    have been loaded first."""
 
     sanitize: bool = False
 
@@ -31,42 +33,6 @@ settings = Settings()
 
 # Engines keep the state of the one dispatch that runs.
 _lock = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """What `mx.fast.metal_kernel` takes."""
-
-    name: str
-    inputs: list[str]
-    outputs: list[str]
-    body: str
-    header: str = ""
-    row_contiguous: bool = False
-    atomic_outputs: bool = False
-
-    def build(self):
-        """MLX's kernel."""
-        return mx.fast.metal_kernel(
-            name=self.name,
-            input_names=self.inputs,
-            output_names=self.outputs,
-            source=self.body,
-            header=self.header,
-            ensure_row_contiguous=self.row_contiguous,
-            atomic_outputs=self.atomic_outputs,
-        )
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What a call of the kernel takes beside its inputs; `outputs` are shapes and dtypes."""
-
-    grid: tuple[int, int, int]
-    threadgroup: tuple[int, int, int]
-    outputs: Mapping[str, tuple[tuple[int, ...], str]]
-    template: Mapping[str, int | bool | str] = field(default_factory=dict)
-    init_value: float | None = None
 
 
 def source_of(kernel: Kernel, inputs: Mapping[str, Tensor], launch: Launch) -> Source:

@@ -2,9 +2,11 @@
 """Arrays of MLX's dtypes as NumPy holds them: bfloat16 as its bits in uint16."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 STORAGE = {
     "float32": np.float32,
@@ -42,7 +44,7 @@ class Tensor:
             return self.storage.astype(np.float64)
         return self.storage
 
-    def __getitem__(self, index) -> "Tensor":
+    def __getitem__(self, index: Any) -> "Tensor":
         """A view, as NumPy's."""
         return Tensor(self.storage[index], self.dtype)
 
@@ -50,7 +52,7 @@ class Tensor:
         return Tensor(self.storage.transpose(*axes), self.dtype)
 
 
-def tensor(values, dtype: str) -> Tensor:
+def tensor(values: npt.ArrayLike, dtype: str) -> Tensor:
     """The nearest values of a dtype; float16 and bfloat16 are rounded from float32, to even."""
     values = np.asarray(values)
     if dtype != "bfloat16":
