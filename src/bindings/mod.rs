@@ -5,6 +5,7 @@ mod dlpack;
 mod error;
 mod file_tensor;
 mod island;
+mod kernels;
 mod metadata;
 mod model;
 mod plan;
@@ -24,6 +25,7 @@ mod _core {
     #[pymodule_export]
     use super::{
         file_tensor::FileTensor,
+        kernels::kernel_texts,
         metadata::AttentionMetadata,
         model::Model,
         plan::{Plan, claimed_targets, lower},

@@ -16,6 +16,8 @@ use std::sync::OnceLock;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kernel {
     pub contract: Contract,
+    /// The contract as it was written.
+    pub text: &'static str,
     /// The body of its function.
     pub body: &'static str,
     /// Functions that the body calls.
@@ -110,12 +112,12 @@ const HEADERS: &[(&str, &str)] = &[
     ("rows.metal", include_str!("../../kernels/rows.metal")),
 ];
 
-fn read(name: &'static str, body: &'static str, contract: &str) -> Result<Kernel, KernelError> {
+fn read(name: &'static str, body: &'static str, text: &'static str) -> Result<Kernel, KernelError> {
     let wrong = |reason: String| KernelError::Contract {
         kernel: name.to_owned(),
         reason,
     };
-    let contract: Contract = toml::from_str(contract).map_err(|error| wrong(error.to_string()))?;
+    let contract: Contract = toml::from_str(text).map_err(|error| wrong(error.to_string()))?;
     if contract.name != name {
         return Err(wrong(format!("it is named {:?}", contract.name)));
     }
@@ -129,6 +131,7 @@ fn read(name: &'static str, body: &'static str, contract: &str) -> Result<Kernel
     let header = header.collect::<Result<Vec<_>, _>>()?.join("\n");
     Ok(Kernel {
         contract,
+        text,
         body,
         header,
     })
