@@ -71,6 +71,8 @@ def working_memory(vllm_config: "VllmConfig") -> int:
     heads = model_config.get_num_attention_heads(parallel_config)
     kv_heads = model_config.get_num_kv_heads(parallel_config)
     feed_forward = getattr(text_config, "intermediate_size", None) or 4 * hidden
+    if isinstance(feed_forward, (list, tuple)):  # layers of different widths
+        feed_forward = max(feed_forward)
     width = 4 * hidden + 3 * feed_forward + (heads + 2 * kv_heads) * model_config.get_head_size()
     assert isinstance(model_config.dtype, torch.dtype)
     activations = scheduler_config.max_num_batched_tokens * width * model_config.dtype.itemsize

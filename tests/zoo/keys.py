@@ -19,6 +19,7 @@ _VALUES: dict[str, Any] = {
     "decoder_sparse_step": 1,
     "emb_neighbor_num": 3,
     "emb_split_num": 2,
+    "head_dim": 16,
     "hidden_act": "silu",
     "hidden_activation": "gelu_pytorch_tanh",
     "hybrid_layer_pattern": [0, 1, 1, 0],
