@@ -186,8 +186,9 @@ pub fn describe(op: &Op) -> String {
         | Op::Take { axis }
         | Op::TakeAlongAxis { axis }
         | Op::PutAlongAxis { axis }
+        | Op::AddAlongAxis { axis }
         | Op::Softmax { axis }
-        | Op::Cumsum { axis } => format!("axis {axis}"),
+        | Op::Scan { axis, .. } => format!("axis {axis}"),
         Op::Sort { axis, descending } => format!("axis {axis}, descending {descending}"),
         Op::Topk { axis, k } => format!("axis {axis}, k {k}"),
         Op::Cast { dtype } => dtype.to_string(),

@@ -48,10 +48,8 @@ impl Call<'_> {
     /// The argument that an in-place call writes to.
     pub fn first(&self) -> Result<&Item, String> {
         let keyword = || self.kwargs.iter().find(|(name, _)| *name == "self");
-        self.args
-            .first()
-            .or_else(|| Some(&keyword()?.1))
-            .ok_or_else(|| "it has no argument".into())
+        let first = self.args.first().or_else(|| Some(&keyword()?.1));
+        first.ok_or_else(|| "it has no argument".into())
     }
 
     /// The arguments in the order of the schema's names; a missing one is [`Item::None`], and one
@@ -79,6 +77,17 @@ impl Call<'_> {
             }
         }
         Ok(bound)
+    }
+
+    /// Dtype that PyTorch recorded for one of the call's results.
+    pub fn output_dtype(&self, index: usize) -> Result<DType, String> {
+        match &self.node.value {
+            Some(FxValue::Tuple { tuple }) => match tuple.get(index) {
+                Some(Some(FxValue::Tensor { dtype, .. })) => parse_dtype(dtype),
+                _ => Err(format!("no dtype is recorded for its result {index}")),
+            },
+            _ => self.result_dtype(),
+        }
     }
 
     /// Dtype that PyTorch recorded for the call's only result.
@@ -135,6 +144,7 @@ impl Item {
         match self {
             Item::Float(value) => Ok(*value),
             Item::Size(Dim::Fixed(value)) => Ok(*value as f64),
+            Item::Bool(flag) => Ok(f64::from(u8::from(*flag))),
             other => Err(format!("{other:?} where a number is expected")),
         }
     }

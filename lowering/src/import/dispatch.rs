@@ -3,7 +3,10 @@
 
 use super::call::{Call, Item};
 use super::graph::Importer;
-use super::{attention, create, index, pointwise, product, reduce, shape, vllm};
+use super::{
+    activation, attention, create, index, loss, movement, norm, order, pointwise, product, reduce,
+    resample, scatter, shape, special, vllm,
+};
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -15,61 +18,91 @@ pub type Claims = &'static [(&'static str, Handler)];
 
 /// Operators that yield new tensors or views.
 const FUNCTIONAL: &[Claims] = &[
-    shape::CLAIMS,
-    pointwise::CLAIMS,
-    pointwise::BINARY_ONLY,
-    product::CLAIMS,
+    activation::CLAIMS,
     attention::CLAIMS,
-    reduce::CLAIMS,
-    index::CLAIMS,
     create::CLAIMS,
+    index::CLAIMS,
+    loss::CLAIMS,
+    movement::CLAIMS,
+    norm::CLAIMS,
+    order::CLAIMS,
+    pointwise::BINARY_ONLY,
+    pointwise::CLAIMS,
+    product::CLAIMS,
+    reduce::CLAIMS,
+    reduce::INDICES,
+    reduce::PLAIN,
+    resample::CLAIMS,
+    scatter::CLAIMS,
+    shape::CLAIMS,
+    shape::ONLY_VIEWS,
+    special::BINARY_ONLY,
+    special::CLAIMS,
+    special::UNARY_ONLY,
     vllm::CLAIMS,
 ];
+
+/// Views of which PyTorch also has the copying form: `aten.select_copy.int` is `aten.select.int` with
+/// memory of its own.
+const WITH_COPY: &[Claims] = &[movement::VIEWS, shape::VIEWS];
+
+/// Copies that are named otherwise, or whose view is no operator.
+const COPIES: &[Claims] = &[shape::COPIES];
 
 /// Operators of which PyTorch also has the in-place form: `aten.add_.Tensor` is `aten.add.Tensor`
 /// stored in its first argument.
 const WITH_IN_PLACE: &[Claims] = &[
-    pointwise::UNARY,
+    activation::WITH_IN_PLACE,
+    movement::WITH_IN_PLACE,
     pointwise::BINARY,
+    pointwise::UNARY,
     pointwise::WITH_IN_PLACE,
-    index::WITH_IN_PLACE,
-    shape::WITH_IN_PLACE,
+    product::WITH_IN_PLACE,
+    reduce::WITH_IN_PLACE,
+    scatter::WITH_IN_PLACE,
+    special::BINARY,
+    special::UNARY,
+    special::WITH_IN_PLACE,
 ];
 
 /// In-place forms whose overloads are named otherwise than those of their functional forms.
 const IN_PLACE: &[Claims] = &[pointwise::IN_PLACE];
 
-/// How a claimed operator is lowered.
+/// What becomes of a lowering's result.
 #[derive(Clone, Copy)]
-struct Claim {
-    handler: Handler,
-    in_place: bool,
+enum Finish {
+    /// It is the call's.
+    Plain,
+    /// It is stored in the first argument.
+    InPlace,
+    /// It is copied.
+    Copy,
 }
 
-static TABLE: LazyLock<BTreeMap<String, Claim>> = LazyLock::new(|| {
-    let claim = |target: &str, handler: Handler, in_place| {
-        let claim = Claim { handler, in_place };
-        (target.to_owned(), claim)
-    };
+static TABLE: LazyLock<BTreeMap<String, (Handler, Finish)>> = LazyLock::new(|| {
+    let groups: [(&[Claims], &str, Finish); 7] = [
+        (FUNCTIONAL, "", Finish::Plain),
+        (WITH_IN_PLACE, "", Finish::Plain),
+        (WITH_IN_PLACE, "_", Finish::InPlace),
+        (IN_PLACE, "", Finish::InPlace),
+        (WITH_COPY, "", Finish::Plain),
+        (WITH_COPY, "_copy", Finish::Copy),
+        (COPIES, "", Finish::Copy),
+    ];
     let mut table = BTreeMap::new();
-    for (target, handler) in FUNCTIONAL.iter().copied().flatten() {
-        table.extend([claim(target, *handler, false)]);
-    }
-    for (target, handler) in WITH_IN_PLACE.iter().copied().flatten() {
-        table.extend([claim(target, *handler, false)]);
-        table.extend([claim(&in_place_form(target), *handler, true)]);
-    }
-    for (target, handler) in IN_PLACE.iter().copied().flatten() {
-        table.extend([claim(target, *handler, true)]);
+    for (families, suffix, finish) in groups {
+        for (target, handler) in families.iter().copied().flatten() {
+            table.insert(variant(target, suffix), (*handler, finish));
+        }
     }
     table
 });
 
-/// `aten.add_.Tensor` for `aten.add.Tensor`.
-fn in_place_form(target: &str) -> String {
+/// `aten.add_.Tensor` for `aten.add.Tensor` and `_`.
+fn variant(target: &str, suffix: &str) -> String {
     match target.rsplit_once('.') {
-        Some((name, overload)) => format!("{name}_.{overload}"),
-        None => format!("{target}_"),
+        Some((name, overload)) => format!("{name}{suffix}.{overload}"),
+        None => format!("{target}{suffix}"),
     }
 }
 
@@ -82,15 +115,33 @@ pub fn claimed_targets() -> Vec<&'static str> {
 impl Importer<'_> {
     /// Lowers a call, or says why it cannot.
     pub(super) fn lower(&mut self, call: &Call) -> Result<Item, String> {
-        let claim = TABLE
+        let (handler, finish) = TABLE
             .get(call.target())
             .ok_or("no lowering is registered for it")?;
-        let result = (claim.handler)(self, call)?;
-        if claim.in_place {
-            let value = self.value(&result)?;
-            return self.store(call.first()?, value);
+        let result = handler(self, call)?;
+        match finish {
+            Finish::Plain => Ok(result),
+            Finish::InPlace => {
+                let value = self.value(&result)?;
+                self.store(call.first()?, value)
+            }
+            Finish::Copy => self.copied(&result),
         }
-        Ok(result)
+    }
+
+    /// Views with memory of their own.
+    fn copied(&mut self, item: &Item) -> Result<Item, String> {
+        Ok(match item {
+            Item::Tuple(items) => {
+                let items: Result<Vec<Item>, String> =
+                    items.iter().map(|item| self.copied(item)).collect();
+                Item::Tuple(items?)
+            }
+            item => {
+                let value = self.value(item)?;
+                self.fresh(value)
+            }
+        })
     }
 
     /// Writes the value, cast and broadcast, to a tensor argument and yields that.
@@ -110,12 +161,16 @@ mod tests {
     #[test]
     fn every_target_is_claimed_once() {
         let count = |families: &[Claims]| families.iter().map(|claims| claims.len()).sum::<usize>();
-        let total = count(FUNCTIONAL) + 2 * count(WITH_IN_PLACE) + count(IN_PLACE);
+        let total = count(FUNCTIONAL)
+            + 2 * count(WITH_IN_PLACE)
+            + count(IN_PLACE)
+            + 2 * count(WITH_COPY)
+            + count(COPIES);
         assert_eq!(claimed_targets().len(), total);
     }
 
     #[test]
     fn an_in_place_form_has_its_own_target() {
-        assert_eq!(in_place_form("aten.add.Tensor"), "aten.add_.Tensor");
+        assert_eq!(variant("aten.add.Tensor", "_"), "aten.add_.Tensor");
     }
 }

@@ -286,6 +286,17 @@ impl Importer<'_> {
             &mut self.builder,
             tensor(item)?,
             step,
+            None,
+        )?))
+    }
+
+    /// Rows of a tensor argument along an axis, as a view.
+    pub fn gather_view(&mut self, item: &Item, axis: usize, places: Value) -> Result<Item, String> {
+        Ok(Item::Tensor(self.storages.view(
+            &mut self.builder,
+            tensor(item)?,
+            Op::Take { axis },
+            Some(places),
         )?))
     }
 

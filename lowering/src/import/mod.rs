@@ -2,19 +2,28 @@
 //! FX document to IR: every ATen and vLLM operator becomes IR operators, mutations become values,
 //! effects keep their order, and what the lowering does not know becomes an island.
 
+mod activation;
 mod attention;
 mod call;
 mod create;
 mod dispatch;
 mod document;
 mod expression;
+mod formula;
 mod graph;
 mod index;
+mod loss;
+mod movement;
+mod norm;
+mod order;
 mod pointwise;
 mod product;
 mod promote;
 mod reduce;
+mod resample;
+mod scatter;
 mod shape;
+mod special;
 mod storage;
 mod vllm;
 

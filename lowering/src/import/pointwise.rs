@@ -3,9 +3,10 @@
 
 use super::call::{Call, Item};
 use super::dispatch::Claims;
+use super::formula::Formula;
 use super::graph::Importer;
 use super::promote::{Operand, arithmetic, binary_value, operand, select};
-use crate::ir::{Binary, Float, Op, Scalar, Unary, Value};
+use crate::ir::{Binary, Scalar, Unary, Value};
 
 /// Claims whose lowering is one function of the IR.
 macro_rules! functions {
@@ -29,6 +30,7 @@ pub const UNARY: Claims = functions! { unary, Unary:
     "aten.log.default" => Log,
     "aten.log1p.default" => Log1p,
     "aten.log2.default" => Log2,
+    "aten.log10.default" => Log10,
     "aten.sin.default" => Sin,
     "aten.cos.default" => Cos,
     "aten.tan.default" => Tan,
@@ -38,6 +40,9 @@ pub const UNARY: Claims = functions! { unary, Unary:
     "aten.asin.default" => Arcsin,
     "aten.acos.default" => Arccos,
     "aten.atan.default" => Arctan,
+    "aten.asinh.default" => Arcsinh,
+    "aten.acosh.default" => Arccosh,
+    "aten.atanh.default" => Arctanh,
     "aten.erf.default" => Erf,
     "aten.erfinv.default" => Erfinv,
     "aten.floor.default" => Floor,
@@ -100,6 +105,16 @@ pub const BINARY_ONLY: Claims = functions! { binary, Binary:
     "aten.pow.Scalar" => Pow,
     "aten.pow.Tensor_Scalar" => Pow,
     "aten.pow.Tensor_Tensor" => Pow,
+    "aten.remainder.Scalar_Tensor" => Remainder,
+    "aten.bitwise_and.Scalar_Tensor" => BitwiseAnd,
+    "aten.bitwise_or.Scalar_Tensor" => BitwiseOr,
+    "aten.bitwise_xor.Scalar_Tensor" => BitwiseXor,
+    "aten.bitwise_left_shift.Scalar_Tensor" => LeftShift,
+    "aten.bitwise_right_shift.Scalar_Tensor" => RightShift,
+    "aten.__lshift__.Scalar" => LeftShift,
+    "aten.__lshift__.Tensor" => LeftShift,
+    "aten.__rshift__.Scalar" => RightShift,
+    "aten.__rshift__.Tensor" => RightShift,
 };
 
 /// In-place forms of [`BINARY_ONLY`].
@@ -122,14 +137,9 @@ pub const WITH_IN_PLACE: Claims = &[
     ("aten.fill.Scalar", fill),
     ("aten.fill.Tensor", fill),
     ("aten.zero.default", fill),
-    ("aten.masked_fill.Scalar", masked_fill),
-    ("aten.masked_fill.Tensor", masked_fill),
-    ("aten.gelu.default", gelu),
     ("aten.div.Tensor_mode", div),
     ("aten.div.Scalar_mode", div),
     ("aten.addcmul.default", addcmul),
-    ("aten.leaky_relu.default", leaky_relu),
-    ("aten.hardtanh.default", hardtanh),
 ];
 
 /// Those without.
@@ -144,6 +154,7 @@ pub const CLAIMS: Claims = &[
     ("aten.isnan.default", |importer, call| {
         unary(importer, call, Unary::Isnan)
     }),
+    ("aten.ldexp.Tensor", ldexp),
     ("aten.isinf.default", |importer, call| {
         unary(importer, call, Unary::Isinf)
     }),
@@ -184,6 +195,17 @@ fn div(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let function = match &mode {
         Item::None => Binary::Div,
         Item::Str(mode) if mode == "floor" => Binary::FloorDivide,
+        Item::Str(mode) if mode == "trunc" && result.is_float() => {
+            return importer.compute(call, [&x, &y], |[x, y]| (x / y).trunc());
+        }
+        // Quotients of magnitudes are rounded the same way by both modes.
+        Item::Str(mode) if mode == "trunc" => {
+            return importer.compute(call, [&x, &y], |[x, y]| {
+                let negative = x.clone().less(0.0).xor(y.clone().less(0.0));
+                let magnitude = x.abs().floor_divide(y.abs());
+                negative.choose(-magnitude.clone(), magnitude)
+            });
+        }
         other => return Err(format!("rounding mode {other:?}")),
     };
     let value = binary_value(importer, function, &x, &y, &Item::None, result)?;
@@ -231,12 +253,6 @@ fn where_(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     Ok(importer.fresh(value))
 }
 
-fn masked_fill(importer: &mut Importer, call: &Call) -> Result<Item, String> {
-    let [x, mask, value] = call.bind(["self", "mask", "value"])?;
-    let result = select(importer, &mask, &value, &x, call.result_dtype()?)?;
-    Ok(importer.fresh(result))
-}
-
 fn clamp(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, low, high] = call.bind(["self", "min", "max"])?;
     between(importer, call, &x, &low, &high)
@@ -271,57 +287,14 @@ fn between(
     Ok(importer.fresh(value))
 }
 
-fn hardtanh(importer: &mut Importer, call: &Call) -> Result<Item, String> {
-    let [x, low, high] = call.bind(["self", "min_val", "max_val"])?;
-    let dtype = call.result_dtype()?;
-    let mut value = importer.value(&x)?;
-    for (bound, function) in [
-        (low.float_or(-1.0)?, Binary::Maximum),
-        (high.float_or(1.0)?, Binary::Minimum),
-    ] {
-        let bound = Operand::Number(Scalar::Float(Float::new(bound)));
-        value = arithmetic(importer, function, [Operand::Tensor(value), bound], dtype)?;
-    }
-    Ok(importer.fresh(value))
-}
-
-fn gelu(importer: &mut Importer, call: &Call) -> Result<Item, String> {
-    let [x, approximate] = call.bind(["self", "approximate"])?;
-    let function = match &approximate {
-        Item::None => Unary::Gelu,
-        Item::Str(kind) if kind == "none" => Unary::Gelu,
-        Item::Str(kind) if kind == "tanh" => Unary::GeluTanh,
-        other => return Err(format!("approximation {other:?}")),
-    };
-    let value = importer.value(&x)?;
-    let value = importer.builder.unary(function, value)?;
-    Ok(importer.fresh(value))
-}
-
 fn addcmul(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, a, b, value] = call.bind(["self", "tensor1", "tensor2", "value"])?;
-    let dtype = call.result_dtype()?;
-    let product = binary_value(importer, Binary::Mul, &a, &b, &Item::None, dtype)?;
-    let product = importer.fresh(product);
-    let sum = binary_value(importer, Binary::Add, &x, &product, &value, dtype)?;
-    Ok(importer.fresh(sum))
+    let scale = value.float_or(1.0)?;
+    importer.compute(call, [&x, &a, &b], |[x, a, b]| x + (a * b) * scale)
 }
 
-fn leaky_relu(importer: &mut Importer, call: &Call) -> Result<Item, String> {
-    let [x, slope] = call.bind(["self", "negative_slope"])?;
-    let dtype = call.result_dtype()?;
-    let value = importer.value(&x)?;
-    let zero = importer.builder.scalar(Scalar::Int(0), dtype);
-    let slope = Operand::Number(Scalar::Float(Float::new(slope.float_or(0.01)?)));
-    let scaled = arithmetic(
-        importer,
-        Binary::Mul,
-        [Operand::Tensor(value), slope],
-        dtype,
-    )?;
-    let positive = importer.builder.binary(Binary::Greater, value, zero)?;
-    let value = importer
-        .builder
-        .add(Op::Where, &[positive, value, scaled])?;
-    Ok(importer.fresh(value))
+/// `x 2^y`
+fn ldexp(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, y] = call.bind(["self", "other"])?;
+    importer.compute(call, [&x, &y], |[x, y]| x * Formula::Number(2.0).pow(y))
 }

@@ -110,7 +110,7 @@ pub fn arithmetic(
 ) -> Result<Value, String> {
     let promoted = promote(importer, &operands)?;
     let mut compute = promoted;
-    if function == Binary::Div && !promoted.is_float() {
+    if result.is_float() && !promoted.is_float() {
         compute = result;
     }
     let inexact = operands.iter().any(|operand| match operand {

@@ -6,7 +6,7 @@ use super::dispatch::Claims;
 use super::graph::Importer;
 use crate::ir::{Dim, Op, Value, product, slice_length};
 
-/// Operators of this family.
+/// Operators of this family that are no views.
 pub const CLAIMS: Claims = &[
     ("getitem", |_, call| getitem(call)),
     ("aten.sym_size.int", sym_size),
@@ -15,49 +15,63 @@ pub const CLAIMS: Claims = &[
     ("sym.mul", |_, call| sym_arithmetic(call)),
     ("sym.floordiv", |_, call| sym_arithmetic(call)),
     ("sym.neg", |_, call| sym_arithmetic(call)),
-    ("aten.alias.default", same),
-    ("aten.detach.default", same),
-    ("aten.lift_fresh.default", same),
-    ("aten.lift_fresh_copy.default", fresh_copy),
-    ("aten.clone.default", fresh_copy),
-    ("aten.contiguous.default", fresh_copy),
-    ("aten.view.default", view),
-    ("aten.reshape.default", view),
     ("aten._unsafe_view.default", view),
-    ("aten.view_copy.default", view),
-    ("aten.flatten.using_ints", flatten),
-    ("aten.unflatten.int", unflatten),
-    ("aten.unsqueeze.default", unsqueeze),
-    ("aten.squeeze.dim", squeeze),
-    ("aten.squeeze.dims", squeeze),
-    ("aten.squeeze.default", squeeze),
-    ("aten.t.default", transpose),
-    ("aten.transpose.int", transpose),
-    ("aten.permute.default", permute),
-    ("aten.movedim.int", movedim),
-    ("aten.expand.default", expand),
-    ("aten.expand_as.default", expand),
-    ("aten.broadcast_to.default", expand),
-    ("aten.slice.Tensor", slice),
-    ("aten.narrow.default", narrow),
-    ("aten.select.int", select),
-    ("aten.split.Tensor", split),
-    ("aten.split_with_sizes.default", split),
-    ("aten.chunk.default", split),
-    ("aten.unsafe_split.Tensor", split),
-    ("aten.unsafe_chunk.default", split),
-    ("aten.split.sizes", split),
-    ("aten.unbind.int", unbind),
     ("aten.cat.default", cat),
+    ("aten.clone.default", fresh_copy),
     ("aten.concat.default", cat),
-    ("aten.stack.default", stack),
+    ("aten.contiguous.default", fresh_copy),
+    ("aten.lift_fresh_copy.default", fresh_copy),
     ("aten.repeat.default", repeat),
     ("aten.repeat_interleave.self_int", repeat_interleave),
-    ("aten.constant_pad_nd.default", constant_pad),
+    ("aten.stack.default", stack),
+    ("aten.unsafe_chunk.default", split),
+    ("aten.unsafe_split.Tensor", split),
+    ("aten.unsafe_split_with_sizes.default", split),
 ];
 
-/// Those that have an in-place form.
-pub const WITH_IN_PLACE: Claims = &[("aten.tril.default", tril), ("aten.triu.default", triu)];
+/// Views, also claimed as copies where PyTorch has them.
+pub const VIEWS: Claims = &[
+    ("aten.alias.default", same),
+    ("aten.detach.default", same),
+    ("aten.expand.default", expand),
+    ("aten.permute.default", permute),
+    ("aten.select.int", select),
+    ("aten.slice.Tensor", slice),
+    ("aten.split.Tensor", split),
+    ("aten.split_with_sizes.default", split),
+    ("aten.squeeze.default", squeeze),
+    ("aten.squeeze.dim", squeeze),
+    ("aten.squeeze.dims", squeeze),
+    ("aten.t.default", transpose),
+    ("aten.transpose.int", transpose),
+    ("aten.unbind.int", unbind),
+    ("aten.unsqueeze.default", unsqueeze),
+    ("aten.view.default", view),
+];
+
+/// Views that have no copying form. Those that change a tensor in place are views of it: what comes
+/// after them in the graph means their result.
+pub const ONLY_VIEWS: Claims = &[
+    ("aten.broadcast_to.default", expand),
+    ("aten.chunk.default", split),
+    ("aten.expand_as.default", expand),
+    ("aten.flatten.using_ints", flatten),
+    ("aten.lift_fresh.default", same),
+    ("aten.movedim.int", movedim),
+    ("aten.narrow.default", narrow),
+    ("aten.reshape.default", view),
+    ("aten.split.sizes", split),
+    ("aten.squeeze_.default", squeeze),
+    ("aten.squeeze_.dim", squeeze),
+    ("aten.squeeze_.dims", squeeze),
+    ("aten.t_.default", transpose),
+    ("aten.transpose_.default", transpose),
+    ("aten.unflatten.int", unflatten),
+    ("aten.unsqueeze_.default", unsqueeze),
+];
+
+/// Copies of views that are no operators of their own.
+pub const COPIES: Claims = &[("aten.narrow_copy.default", narrow)];
 
 fn same(_: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x] = call.bind(["self"])?;
@@ -179,7 +193,10 @@ fn unsqueeze(importer: &mut Importer, call: &Call) -> Result<Item, String> {
 fn squeeze(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, dim] = call.bind(["self", "dim"])?;
     let shape = shape_of(importer, &x)?;
-    let axes = dim.axes(shape.len())?;
+    let axes = match &dim {
+        Item::Tuple(dims) if dims.is_empty() => Vec::new(),
+        dim => dim.axes(shape.len())?,
+    };
     let kept = shape
         .iter()
         .enumerate()
@@ -309,18 +326,33 @@ fn slice_view(
 
 fn slice(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [x, dim, start, end, step] = call.bind(["self", "dim", "start", "end", "step"])?;
-    let shape = shape_of(importer, &x)?;
+    slice_of(
+        importer,
+        &x,
+        [&dim, &start, &end, &step],
+        |importer, axis| importer.result_size(call, axis),
+    )
+}
+
+/// `x[start:end:step]` along an axis, as a view. `found` gives the size that PyTorch found, if any.
+pub fn slice_of(
+    importer: &mut Importer,
+    x: &Item,
+    [dim, start, end, step]: [&Item; 4],
+    found: impl FnOnce(&Importer, usize) -> Option<Dim>,
+) -> Result<Item, String> {
+    let shape = shape_of(importer, x)?;
     let axis = dim.axis(shape.len(), 0)?;
     let length = *shape.get(axis).ok_or("a slice of rank 0")?;
-    let bound = |item: Item, open: i64| match item {
+    let bound = |item: &Item, open: i64| match item {
         Item::None => Ok(Dim::Fixed(open)),
         item => item.dim(),
     };
     let (start, stop, step) = (bound(start, 0)?, bound(end, i64::MAX)?, step.int_or(1)?);
-    let found = importer.result_size(call, axis);
+    let found = found(importer, axis);
     let (start, stop) = slice_bounds(start, stop, step, length, found)
         .ok_or_else(|| format!("slice {start}:{stop} of {length} elements"))?;
-    slice_view(importer, &x, axis, start, stop, step)
+    slice_view(importer, x, axis, start, stop, step)
 }
 
 fn narrow(importer: &mut Importer, call: &Call) -> Result<Item, String> {
@@ -343,7 +375,12 @@ fn select(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     select_view(importer, &x, axis, index)
 }
 
-fn select_view(importer: &mut Importer, x: &Item, axis: usize, index: Dim) -> Result<Item, String> {
+pub fn select_view(
+    importer: &mut Importer,
+    x: &Item,
+    axis: usize,
+    index: Dim,
+) -> Result<Item, String> {
     let mut shape = shape_of(importer, x)?;
     let length = *shape.get(axis).ok_or("a row of rank 0")?;
     let index = from_start(index, length).ok_or("an index that overflows")?;
@@ -469,11 +506,7 @@ fn repeat(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     for (repeat, size) in repeats.iter().zip(&full) {
         split.extend([Dim::Fixed(1), *size]);
         wide.extend([*repeat, *size]);
-        flat.push(
-            repeat
-                .checked_mul(*size)
-                .ok_or("a repeated size with two symbols")?,
-        );
+        flat.push(repeat.checked_mul(*size).ok_or("a size that overflows")?);
     }
     let builder = &mut importer.builder;
     let value = builder.reshape(value, split)?;
@@ -504,66 +537,7 @@ fn repeat_interleave(importer: &mut Importer, call: &Call) -> Result<Item, Strin
     let value = builder.broadcast(value, wide)?;
     shape[axis] = shape[axis]
         .checked_mul(repeats.dim()?)
-        .ok_or("a repeated size with two symbols")?;
+        .ok_or("a size that overflows")?;
     let value = builder.reshape(value, shape)?;
     Ok(importer.fresh(value))
-}
-
-fn constant_pad(importer: &mut Importer, call: &Call) -> Result<Item, String> {
-    let [x, pad, value] = call.bind(["self", "pad", "value"])?;
-    let x = importer.value(&x)?;
-    let rank = importer.builder.shape(x).len();
-    let (mut low, mut high) = (vec![0; rank], vec![0; rank]);
-    for (i, pair) in pad.list()?.chunks(2).enumerate() {
-        let axis = rank
-            .checked_sub(i + 1)
-            .ok_or("padding of more axes than there are")?;
-        let [before, after] = pair else {
-            return Err("an odd number of paddings".into());
-        };
-        (low[axis], high[axis]) = (before.int()?, after.int()?);
-    }
-    // Negative padding cuts.
-    let mut result = x;
-    for axis in 0..rank {
-        let (cut_low, cut_high) = (low[axis].min(0), high[axis].min(0));
-        if cut_low < 0 || cut_high < 0 {
-            let length = importer.builder.shape(result)[axis];
-            let stop = length
-                .checked_add(Dim::Fixed(cut_high))
-                .ok_or("a padded size overflows")?;
-            result = importer.builder.slice(
-                result,
-                axis,
-                Dim::Fixed(cut_low.saturating_neg()),
-                stop,
-                1,
-            )?;
-        }
-        (low[axis], high[axis]) = (low[axis].max(0), high[axis].max(0));
-    }
-    let value = if value.is_none() {
-        crate::ir::Scalar::Int(0)
-    } else {
-        value.scalar()?
-    };
-    let result = importer
-        .builder
-        .add(Op::Pad { low, high, value }, &[result])?;
-    Ok(importer.fresh(result))
-}
-
-fn tril(importer: &mut Importer, call: &Call) -> Result<Item, String> {
-    triangle(importer, call, |diagonal| Op::Tril { diagonal })
-}
-
-fn triu(importer: &mut Importer, call: &Call) -> Result<Item, String> {
-    triangle(importer, call, |diagonal| Op::Triu { diagonal })
-}
-
-fn triangle(importer: &mut Importer, call: &Call, op: fn(i64) -> Op) -> Result<Item, String> {
-    let [x, diagonal] = call.bind(["self", "diagonal"])?;
-    let x = importer.value(&x)?;
-    let result = importer.builder.add(op(diagonal.int_or(0)?), &[x])?;
-    Ok(importer.fresh(result))
 }

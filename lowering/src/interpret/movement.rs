@@ -66,7 +66,7 @@ fn copy_element(to: &mut Data, place: usize, from: &Data, source: usize) -> Resu
 }
 
 /// An index counted from the end when negative.
-fn wrapped(index: i64, size: usize) -> Result<usize, String> {
+pub(super) fn wrapped(index: i64, size: usize) -> Result<usize, String> {
     let positive = if index < 0 {
         index + size as i64
     } else {

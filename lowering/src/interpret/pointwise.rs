@@ -99,6 +99,7 @@ pub(super) fn float_function(function: Unary, x: f64) -> Result<f64, String> {
         Unary::Log => libm::log(x),
         Unary::Log1p => libm::log1p(x),
         Unary::Log2 => libm::log2(x),
+        Unary::Log10 => libm::log10(x),
         Unary::Sin => libm::sin(x),
         Unary::Cos => libm::cos(x),
         Unary::Tan => libm::tan(x),
@@ -108,6 +109,9 @@ pub(super) fn float_function(function: Unary, x: f64) -> Result<f64, String> {
         Unary::Arcsin => libm::asin(x),
         Unary::Arccos => libm::acos(x),
         Unary::Arctan => libm::atan(x),
+        Unary::Arcsinh => libm::asinh(x),
+        Unary::Arccosh => libm::acosh(x),
+        Unary::Arctanh => libm::atanh(x),
         Unary::Erf => libm::erf(x),
         Unary::Erfinv => erfinv(x),
         Unary::Floor => x.floor(),
@@ -360,5 +364,24 @@ mod tests {
         for x in [-2.0, -0.3, 0.0, 0.7, 1.5] {
             assert!((erfinv(libm::erf(x)) - x).abs() < 1e-12);
         }
+    }
+
+    #[test]
+    fn inverse_functions_invert_theirs() {
+        let of = |function, x| float_function(function, x).unwrap();
+        for x in [1.25, 2.0, 3.5] {
+            for (inverse, value) in [
+                (Unary::Arcsinh, x.sinh()),
+                (Unary::Arccosh, x.cosh()),
+                (Unary::Arctanh, x.tanh()),
+                (Unary::Log10, 10f64.powf(x)),
+            ] {
+                assert!(
+                    (of(inverse, value) - x).abs() < 1e-12,
+                    "{inverse:?} of {value}"
+                );
+            }
+        }
+        assert!(of(Unary::Arccosh, 0.5).is_nan());
     }
 }

@@ -3,7 +3,7 @@
 
 use super::round::{Precision, wrap};
 use super::tensor::{Data, Tensor, indices, offset};
-use crate::ir::{DType, Reduction};
+use crate::ir::{DType, Reduction, Scan};
 use std::cmp::Ordering;
 
 /// The positions of the elements that each element of the result is made of.
@@ -165,24 +165,79 @@ pub(super) fn softmax(precision: Precision, x: &Tensor, axis: usize) -> Result<T
     })
 }
 
-pub(super) fn cumsum(precision: Precision, x: &Tensor, axis: usize) -> Result<Tensor, String> {
+pub(super) fn scan(
+    precision: Precision,
+    function: Scan,
+    x: &Tensor,
+    axis: usize,
+) -> Result<Tensor, String> {
     let mut result = x.clone();
     for line in lines(x, axis)? {
         match &mut result.data {
             Data::Float(values) => {
-                let mut total = 0.0;
+                let mut total: Option<f64> = None;
                 for place in line {
-                    total += values[place];
-                    values[place] = precision.round(x.dtype, total);
+                    let value = values[place];
+                    let next = total.map_or(value, |total| match function {
+                        Scan::Sum => total + value,
+                        Scan::Prod => total * value,
+                        _ if total.is_nan() || value.is_nan() => f64::NAN,
+                        Scan::Max => total.max(value),
+                        Scan::Min => total.min(value),
+                    });
+                    total = Some(next);
+                    values[place] = precision.round(x.dtype, next);
                 }
             }
             Data::Int(values) => {
-                let mut total = 0i64;
+                let mut total: Option<i64> = None;
                 for place in line {
-                    total = total.wrapping_add(values[place]);
-                    values[place] = wrap(x.dtype, total.into());
+                    let value = values[place];
+                    let next = total.map_or(value, |total| match function {
+                        Scan::Sum => total.wrapping_add(value),
+                        Scan::Prod => total.wrapping_mul(value),
+                        Scan::Max => total.max(value),
+                        Scan::Min => total.min(value),
+                    });
+                    total = Some(next);
+                    values[place] = wrap(x.dtype, next.into());
                 }
             }
+        }
+    }
+    Ok(result)
+}
+
+/// `x` with updates added along the axis; sums run in float64 and are rounded once.
+pub(super) fn add_along_axis(
+    precision: Precision,
+    x: &Tensor,
+    places: &Tensor,
+    updates: &Tensor,
+    axis: usize,
+) -> Result<Tensor, String> {
+    let numbers = places.as_ints()?;
+    let mut result = x.clone();
+    let size = *x.shape.get(axis).ok_or("a missing axis")?;
+    for (from, mut index) in indices(&places.shape).enumerate() {
+        let update = offset(&index, &updates.shape)?;
+        *index.get_mut(axis).ok_or("a missing axis")? =
+            super::movement::wrapped(numbers[from], size)?;
+        let to = offset(&index, &x.shape)?;
+        match (&mut result.data, &updates.data) {
+            (Data::Float(to_values), Data::Float(values)) => to_values[to] += values[update],
+            (Data::Int(to_values), Data::Int(values)) => {
+                to_values[to] = wrap(
+                    x.dtype,
+                    i128::from(to_values[to]) + i128::from(values[update]),
+                );
+            }
+            _ => return Err("operands of two kinds".into()),
+        }
+    }
+    if let Data::Float(values) = &mut result.data {
+        for value in values {
+            *value = precision.round(x.dtype, *value);
         }
     }
     Ok(result)
@@ -222,4 +277,53 @@ pub(super) fn sort(
         super::movement::take_along_axis(x, &places, axis)?,
         places,
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn floats(values: &[f64], shape: &[usize]) -> Tensor {
+        Tensor {
+            dtype: DType::Float32,
+            shape: shape.to_vec(),
+            data: Data::Float(values.to_vec()),
+        }
+    }
+
+    #[test]
+    fn scans_run_along_their_axis_and_keep_a_nan() {
+        let x = floats(&[3.0, 1.0, 2.0, 5.0, -1.0, 4.0], &[2, 3]);
+        let run = |function, axis| {
+            let result = scan(Precision::Rounded, function, &x, axis).unwrap();
+            result.as_floats().unwrap().to_vec()
+        };
+        assert_eq!(run(Scan::Sum, 1), [3.0, 4.0, 6.0, 5.0, 4.0, 8.0]);
+        assert_eq!(run(Scan::Prod, 0), [3.0, 1.0, 2.0, 15.0, -1.0, 8.0]);
+        assert_eq!(run(Scan::Max, 1), [3.0, 3.0, 3.0, 5.0, 5.0, 5.0]);
+        assert_eq!(run(Scan::Min, 1), [3.0, 1.0, 1.0, 5.0, -1.0, -1.0]);
+        let broken = floats(&[1.0, f64::NAN, 9.0], &[3]);
+        let found = scan(Precision::Rounded, Scan::Max, &broken, 0).unwrap();
+        let nan: Vec<bool> = found
+            .as_floats()
+            .unwrap()
+            .iter()
+            .map(|v| v.is_nan())
+            .collect();
+        assert_eq!(nan, [false, true, true]);
+        let whole = Tensor::ints(DType::Int8, vec![2], vec![100, 100]);
+        let wrapped = scan(Precision::Rounded, Scan::Sum, &whole, 0).unwrap();
+        assert_eq!(wrapped.as_ints().unwrap(), [100, -56]);
+    }
+
+    #[test]
+    fn updates_of_one_place_add_up() {
+        let x = floats(&[0.0, 10.0, 20.0], &[3]);
+        let places = Tensor::ints(DType::Int64, vec![3], vec![2, 0, -1]);
+        let updates = floats(&[1.0, 2.0, 4.0], &[3]);
+        let found = add_along_axis(Precision::Rounded, &x, &places, &updates, 0).unwrap();
+        assert_eq!(found.as_floats().unwrap(), [2.0, 10.0, 25.0]);
+        let beyond = Tensor::ints(DType::Int64, vec![1], vec![3]);
+        assert!(add_along_axis(Precision::Rounded, &x, &beyond, &updates, 0).is_err());
+    }
 }

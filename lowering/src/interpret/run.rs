@@ -68,8 +68,9 @@ fn check(op: &Op, operands: &[&Tensor]) -> Result<(), String> {
         | Op::Take { axis }
         | Op::TakeAlongAxis { axis }
         | Op::PutAlongAxis { axis }
+        | Op::AddAlongAxis { axis }
         | Op::Softmax { axis }
-        | Op::Cumsum { axis }
+        | Op::Scan { axis, .. }
         | Op::Sort { axis, .. }
         | Op::Topk { axis, .. } => Some(*axis),
         _ => None,
@@ -158,6 +159,9 @@ fn compute(
         Op::PutAlongAxis { axis } => {
             movement::put_along_axis(operand(0)?, operand(1)?, operand(2)?, *axis)?
         }
+        Op::AddAlongAxis { axis } => {
+            reduce::add_along_axis(precision, operand(0)?, operand(1)?, operand(2)?, *axis)?
+        }
         Op::Pad { low, value, .. } => {
             movement::pad(operand(0)?, low, Number::of(*value, symbols)?, sizes)?
         }
@@ -173,7 +177,7 @@ fn compute(
             reduce::reduce(precision, *function, operand(0)?, axes, sizes)?
         }
         Op::Softmax { axis } => reduce::softmax(precision, operand(0)?, *axis)?,
-        Op::Cumsum { axis } => reduce::cumsum(precision, operand(0)?, *axis)?,
+        Op::Scan { function, axis } => reduce::scan(precision, *function, operand(0)?, *axis)?,
         Op::Sort { axis, descending } => {
             let length = *operand(0)?.shape.get(*axis).ok_or("a missing axis")?;
             return reduce::sort(operand(0)?, *axis, *descending, length);

@@ -166,7 +166,7 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             }
             Ok(typed(x.dtype, indices.shape))
         }
-        Op::PutAlongAxis { axis } => {
+        Op::PutAlongAxis { axis } | Op::AddAlongAxis { axis } => {
             let [x, indices, updates] = arity(operands)?;
             check_axis(*axis, x.rank())?;
             check_indices(&indices)?;
@@ -242,7 +242,7 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             });
             Ok(typed(dtype, shape.collect()))
         }
-        Op::Softmax { axis } | Op::Cumsum { axis } => {
+        Op::Softmax { axis } | Op::Scan { axis, .. } => {
             let [x] = arity(operands)?;
             check_axis(*axis, x.rank())?;
             Ok(vec![x])

@@ -92,6 +92,7 @@ pub enum Unary {
     Log,
     Log1p,
     Log2,
+    Log10,
     Sin,
     Cos,
     Tan,
@@ -101,6 +102,9 @@ pub enum Unary {
     Arcsin,
     Arccos,
     Arctan,
+    Arcsinh,
+    Arccosh,
+    Arctanh,
     Erf,
     Erfinv,
     Floor,
@@ -184,6 +188,16 @@ pub enum Reduction {
     Any,
     Argmax,
     Argmin,
+}
+
+/// Running reductions along an axis, each element of the result that of the elements up to its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scan {
+    Sum,
+    Prod,
+    Max,
+    Min,
 }
 
 /// Which pairs of elements a rotary embedding rotates, and how wide its `cos` and `sin` are.
@@ -283,6 +297,8 @@ pub enum Op {
     TakeAlongAxis { axis: usize },
     /// `x, indices, updates -> x` with elements replaced along the axis (`torch.scatter`).
     PutAlongAxis { axis: usize },
+    /// `x, indices, updates -> x` with updates added along the axis (`torch.scatter_add`).
+    AddAlongAxis { axis: usize },
     /// `x -> x` with `low`, `high` elements of the value added at both ends of each axis.
     Pad {
         low: Vec<i64>,
@@ -313,8 +329,8 @@ pub enum Op {
     },
     /// `x -> softmax(x)`; computed in float32.
     Softmax { axis: usize },
-    /// `x -> running sum` along the axis.
-    Cumsum { axis: usize },
+    /// `x -> running f(x)` along the axis.
+    Scan { function: Scan, axis: usize },
     /// `x -> values, indices`, sorted along the axis.
     Sort { axis: usize, descending: bool },
     /// `x -> values, indices` of the `k` largest along the axis, descending.
@@ -393,6 +409,7 @@ impl Op {
             Op::Take { .. } => "take",
             Op::TakeAlongAxis { .. } => "take_along_axis",
             Op::PutAlongAxis { .. } => "put_along_axis",
+            Op::AddAlongAxis { .. } => "add_along_axis",
             Op::Pad { .. } => "pad",
             Op::Tril { .. } => "tril",
             Op::Triu { .. } => "triu",
@@ -402,7 +419,7 @@ impl Op {
             Op::Where => "where",
             Op::Reduce { function, .. } => function.name(),
             Op::Softmax { .. } => "softmax",
-            Op::Cumsum { .. } => "cumsum",
+            Op::Scan { function, .. } => function.name(),
             Op::Sort { .. } => "sort",
             Op::Topk { .. } => "topk",
             Op::Matmul => "matmul",
@@ -438,6 +455,7 @@ impl Unary {
             Unary::Log => "log",
             Unary::Log1p => "log1p",
             Unary::Log2 => "log2",
+            Unary::Log10 => "log10",
             Unary::Sin => "sin",
             Unary::Cos => "cos",
             Unary::Tan => "tan",
@@ -447,6 +465,9 @@ impl Unary {
             Unary::Arcsin => "arcsin",
             Unary::Arccos => "arccos",
             Unary::Arctan => "arctan",
+            Unary::Arcsinh => "arcsinh",
+            Unary::Arccosh => "arccosh",
+            Unary::Arctanh => "arctanh",
             Unary::Erf => "erf",
             Unary::Erfinv => "erfinv",
             Unary::Floor => "floor",
@@ -511,6 +532,18 @@ impl Reduction {
             Reduction::Any => "any",
             Reduction::Argmax => "argmax",
             Reduction::Argmin => "argmin",
+        }
+    }
+}
+
+impl Scan {
+    /// snake_case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scan::Sum => "cumsum",
+            Scan::Prod => "cumprod",
+            Scan::Max => "cummax",
+            Scan::Min => "cummin",
         }
     }
 }

@@ -94,6 +94,9 @@ pub fn execute(
         Op::PutAlongAxis { axis } => {
             movement::put_along_axis(mlx, x()?, y()?, operands.get(2)?, *axis)?
         }
+        Op::AddAlongAxis { axis } => {
+            movement::add_along_axis(mlx, x()?, y()?, operands.get(2)?, *axis)?
+        }
         Op::Pad { low, high, value } => movement::pad(context, x()?, low, high, *value, dtype)?,
         Op::Tril { diagonal } => mlx.tril(x()?, movement::to_i32(*diagonal)?)?,
         Op::Triu { diagonal } => mlx.triu(x()?, movement::to_i32(*diagonal)?)?,
@@ -107,7 +110,7 @@ pub fn execute(
             keepdims,
         } => reduction::reduce(mlx, *function, x()?, &axes(over), *keepdims, dtype)?,
         Op::Softmax { axis } => mlx.softmax(x()?, *axis as i32)?,
-        Op::Cumsum { axis } => reduction::cumsum(mlx, x()?, *axis, dtype)?,
+        Op::Scan { function, axis } => reduction::scan(mlx, *function, x()?, *axis, dtype)?,
         Op::Sort { axis, descending } => return reduction::sort(mlx, x()?, *axis, *descending),
         Op::Topk { axis, k } => return reduction::topk(mlx, x()?, *axis, *k),
         Op::Matmul => mlx.matmul(x()?, y()?)?,

@@ -3,7 +3,7 @@
 
 use super::instruction::Context;
 use crate::runtime::error::{Error, Result};
-use crate::runtime::mlx::{Array, Mlx, host_array, scalar as rank_zero};
+use crate::runtime::mlx::{Array, Mlx, dtype as dtype_of, host_array, scalar as rank_zero};
 use lowering::ir::{DType, Dim, Scalar};
 
 /// A size as MLX takes it.
@@ -104,6 +104,32 @@ pub fn put_along_axis(
     let updates = leading(mlx, updates, indices.shape(), usize::MAX)?;
     let part = leading(mlx, x, indices.shape(), axis)?;
     let written = mlx.put_along_axis(&part, indices, &updates, axis as i32)?;
+    replace_leading(mlx, x, &part, written)
+}
+
+/// `torch.scatter_add`, with the same freedom; 16-bit floats accumulate in float32.
+pub fn add_along_axis(
+    mlx: &Mlx,
+    x: &Array,
+    indices: &Array,
+    updates: &Array,
+    axis: usize,
+) -> Result<Array> {
+    if let Some(narrow) = dtype_of(x).filter(|dtype| dtype.is_half()) {
+        let (x, updates) = (
+            mlx.cast(x, DType::Float32)?,
+            mlx.cast(updates, DType::Float32)?,
+        );
+        let sum = add_along_axis(mlx, &x, indices, &updates, axis)?;
+        return Ok(mlx.cast(&sum, narrow)?);
+    }
+    let updates = leading(mlx, updates, indices.shape(), usize::MAX)?;
+    let part = leading(mlx, x, indices.shape(), axis)?;
+    let written = mlx.scatter_add_axis(&part, indices, &updates, axis as i32)?;
+    replace_leading(mlx, x, &part, written)
+}
+
+fn replace_leading(mlx: &Mlx, x: &Array, part: &Array, written: Array) -> Result<Array> {
     if part.shape() == x.shape() {
         return Ok(written);
     }

@@ -4,7 +4,7 @@
 use super::instruction::Outputs;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::mlx::{Array, Mlx, dtype};
-use lowering::ir::{DType, Reduction};
+use lowering::ir::{DType, Reduction, Scan};
 
 /// `f(x)` over the axes; 16-bit floats accumulate in float32.
 pub fn reduce(
@@ -70,14 +70,20 @@ fn arg_reduce(
     Ok(mlx.cast(&index, result)?)
 }
 
-/// Running sum along the axis; 16-bit floats accumulate in float32.
-pub fn cumsum(mlx: &Mlx, x: &Array, axis: usize, result: DType) -> Result<Array> {
-    let summed = if dtype(x).is_some_and(DType::is_half) {
-        mlx.cumsum(&mlx.cast(x, DType::Float32)?, axis as i32)?
-    } else {
-        mlx.cumsum(x, axis as i32)?
+/// Running `f(x)` along the axis; 16-bit floats accumulate in float32.
+pub fn scan(mlx: &Mlx, function: Scan, x: &Array, axis: usize, result: DType) -> Result<Array> {
+    let wide = match dtype(x) {
+        Some(narrow) if narrow.is_half() => Some(mlx.cast(x, DType::Float32)?),
+        _ => None,
     };
-    Ok(mlx.ensure(summed, result)?)
+    let (x, axis) = (wide.as_ref().unwrap_or(x), axis as i32);
+    let running = match function {
+        Scan::Sum => mlx.cumsum(x, axis)?,
+        Scan::Prod => mlx.cumprod(x, axis)?,
+        Scan::Max => mlx.cummax(x, axis)?,
+        Scan::Min => mlx.cummin(x, axis)?,
+    };
+    Ok(mlx.ensure(running, result)?)
 }
 
 /// Values and int64 indices, sorted along the axis, equal elements in their order.

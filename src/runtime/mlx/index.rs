@@ -156,6 +156,27 @@ impl Mlx {
         })
     }
 
+    /// `x` with elements added along the axis.
+    pub fn scatter_add_axis(
+        &self,
+        x: &Array,
+        indices: &Array,
+        updates: &Array,
+        axis: i32,
+    ) -> MlxResult<Array> {
+        // SAFETY: live arrays and the stream of `self`.
+        self.make(|out, stream| unsafe {
+            mlx_sys::mlx_scatter_add_axis(
+                out,
+                x.as_ptr(),
+                indices.as_ptr(),
+                updates.as_ptr(),
+                axis,
+                stream,
+            )
+        })
+    }
+
     /// `x` with rows `indices` replaced by `updates` `[n, 1, ..]`; in place where `x` is used nowhere else.
     pub fn scatter_rows(&self, x: &Array, indices: &Array, updates: &Array) -> MlxResult<Array> {
         // SAFETY: live arrays and the stream of `self`.

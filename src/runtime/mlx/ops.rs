@@ -70,6 +70,7 @@ unary! {
     log => mlx_log,
     log1p => mlx_log1p,
     log2 => mlx_log2,
+    log10 => mlx_log10,
     sin => mlx_sin,
     cos => mlx_cos,
     tan => mlx_tan,
@@ -79,6 +80,9 @@ unary! {
     arcsin => mlx_arcsin,
     arccos => mlx_arccos,
     arctan => mlx_arctan,
+    arcsinh => mlx_arcsinh,
+    arccosh => mlx_arccosh,
+    arctanh => mlx_arctanh,
     erf => mlx_erf,
     erfinv => mlx_erfinv,
     floor => mlx_floor,
@@ -127,6 +131,12 @@ reduction! {
     all => mlx_all_axes,
     any => mlx_any_axes,
 }
+
+/// The dtype of the operand.
+const SAME: mlx_sys::mlx_optional_dtype = mlx_sys::mlx_optional_dtype {
+    value: 0,
+    has_value: false,
+};
 
 /// A possibly absent operand.
 fn optional(array: Option<&Array>) -> mlx_sys::mlx_array {
@@ -218,13 +228,33 @@ impl Mlx {
 
     /// Running sum along the axis, the element itself included.
     pub fn cumsum(&self, x: &Array, axis: i32) -> MlxResult<Array> {
-        let same = mlx_sys::mlx_optional_dtype {
-            value: dtype_code(DType::Float32),
-            has_value: false,
-        };
         // SAFETY: a live array and the stream of `self`.
         self.make(|out, stream| unsafe {
-            mlx_sys::mlx_cumsum_axis(out, x.as_ptr(), axis, false, true, same, stream)
+            mlx_sys::mlx_cumsum_axis(out, x.as_ptr(), axis, false, true, SAME, stream)
+        })
+    }
+
+    /// Running product along the axis, the element itself included.
+    pub fn cumprod(&self, x: &Array, axis: i32) -> MlxResult<Array> {
+        // SAFETY: a live array and the stream of `self`.
+        self.make(|out, stream| unsafe {
+            mlx_sys::mlx_cumprod_axis(out, x.as_ptr(), axis, false, true, SAME, stream)
+        })
+    }
+
+    /// Running maximum along the axis, the element itself included.
+    pub fn cummax(&self, x: &Array, axis: i32) -> MlxResult<Array> {
+        // SAFETY: a live array and the stream of `self`.
+        self.make(|out, stream| unsafe {
+            mlx_sys::mlx_cummax_axis(out, x.as_ptr(), axis, false, true, stream)
+        })
+    }
+
+    /// Running minimum along the axis, the element itself included.
+    pub fn cummin(&self, x: &Array, axis: i32) -> MlxResult<Array> {
+        // SAFETY: a live array and the stream of `self`.
+        self.make(|out, stream| unsafe {
+            mlx_sys::mlx_cummin_axis(out, x.as_ptr(), axis, false, true, stream)
         })
     }
 

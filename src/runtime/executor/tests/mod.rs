@@ -5,7 +5,8 @@ use super::instruction::{Context, Outputs, execute};
 use crate::runtime::mlx::{self, Array, Mlx};
 use crate::runtime::testing::{Random, cpu, difference, floats, longs, values};
 use lowering::ir::{
-    Activation, Binary, DType, Dim, Float, Op, Reduction, RopeStyle, Scalar, TensorType, Unary,
+    Activation, Binary, DType, Dim, Float, Op, Reduction, RopeStyle, Scalar, Scan, TensorType,
+    Unary,
 };
 
 mod experts;

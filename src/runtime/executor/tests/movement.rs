@@ -160,6 +160,14 @@ fn gather_and_scatter_take_shorter_indices_as_pytorch_does() {
         DType::Float32,
     );
     assert_eq!(values(&mlx, &written), [8.0, 1.0, 7.0, 3.0, 4.0, 5.0]);
+    let twice = longs(&[2, 2], &[1, 2]);
+    let added = run(
+        &mlx,
+        &Op::AddAlongAxis { axis: 1 },
+        &[&x, &twice, &updates],
+        DType::Float32,
+    );
+    assert_eq!(values(&mlx, &added), [0.0, 1.0, 17.0, 3.0, 4.0, 5.0]);
 }
 
 #[test]

@@ -28,6 +28,7 @@ fn define(function: Unary, x: f64) -> f64 {
         Unary::Log => x.ln(),
         Unary::Log1p => x.ln_1p(),
         Unary::Log2 => x.log2(),
+        Unary::Log10 => x.log10(),
         Unary::Sin => x.sin(),
         Unary::Cos => x.cos(),
         Unary::Tan => x.tan(),
@@ -37,6 +38,9 @@ fn define(function: Unary, x: f64) -> f64 {
         Unary::Arcsin => x.asin(),
         Unary::Arccos => x.acos(),
         Unary::Arctan => x.atan(),
+        Unary::Arcsinh => x.asinh(),
+        Unary::Arccosh => x.acosh(),
+        Unary::Arctanh => x.atanh(),
         Unary::Erf => erf(x),
         Unary::Floor => x.floor(),
         Unary::Ceil => x.ceil(),
@@ -64,9 +68,9 @@ fn unary_functions_equal_their_definition_and_round_once_in_16_bits() {
     let inputs = [-2.5f32, -1.5, -0.75, -0.1, 0.1, 0.5, 0.9, 1.5, 2.5];
     let x = floats(&inputs, &[9]);
     let all = [
-        Neg, Abs, Sign, Square, Sqrt, Rsqrt, Reciprocal, Exp, Expm1, Log, Log1p, Log2, Sin, Cos,
-        Tan, Sinh, Cosh, Tanh, Arcsin, Arccos, Arctan, Erf, Floor, Ceil, Round, Sigmoid, Silu,
-        Gelu, GeluTanh, Relu, Softplus, Isnan, Isinf, LogicalNot,
+        Neg, Abs, Sign, Square, Sqrt, Rsqrt, Reciprocal, Exp, Expm1, Log, Log1p, Log2, Log10, Sin,
+        Cos, Tan, Sinh, Cosh, Tanh, Arcsin, Arccos, Arctan, Arcsinh, Arccosh, Arctanh, Erf, Floor,
+        Ceil, Round, Sigmoid, Silu, Gelu, GeluTanh, Relu, Softplus, Isnan, Isinf, LogicalNot,
     ];
     for function in all {
         let predicate = matches!(function, Isnan | Isinf | LogicalNot);

@@ -18,8 +18,18 @@ fn reductions_accumulate_16_bits_in_float32() {
         DType::Bfloat16,
     );
     assert_eq!(values(&mlx, &sum), [4096.0]);
-    let running = run(&mlx, &Op::Cumsum { axis: 0 }, &[&ones], DType::Bfloat16);
+    let scan = |function| Op::Scan { function, axis: 0 };
+    let running = run(&mlx, &scan(Scan::Sum), &[&ones], DType::Bfloat16);
     assert_eq!(values(&mlx, &running)[4095], 4096.0);
+    let steps = floats(&[2., 3., 1.], &[3]);
+    for (function, expected) in [
+        (Scan::Prod, [2., 6., 6.]),
+        (Scan::Max, [2., 3., 3.]),
+        (Scan::Min, [2., 2., 1.]),
+    ] {
+        let running = run(&mlx, &scan(function), &[&steps], DType::Float32);
+        assert_eq!(values(&mlx, &running), expected);
+    }
     let x = floats(&[1., 5., 3., 4., 2., 6.], &[2, 3]);
     let check = |function, axes: Vec<usize>, keepdims, dtype, shape: &[i32], expected: &[f64]| {
         let found = run(&mlx, &reduce(function, axes, keepdims), &[&x], dtype);
