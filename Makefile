@@ -12,12 +12,13 @@ sources = Cargo.toml Cargo.lock build.rs pyproject.toml requirements/dev.txt \
 	$(shell find src lowering python/build_backend python/vllm_wheel -name target -prune -o -type f \
 		\( -name '*.rs' -o -name '*.metal' -o -name '*.py' -o -name '*.toml' -o -name '*.h' \) -print)
 
-.PHONY: help setup serve test lint format bench coverage requirements clean
+.PHONY: help setup serve test lint format bench coverage ops requirements clean
 
 help:
 	@echo 'make serve [MODEL=..] [PORT=..]  set up, build, and serve a model (default: the demo model)'
 	@echo 'make test                        set up, build, all checks and all tests'
 	@echo 'make lint | format | bench       checks alone, formatting, benchmarks'
+	@echo 'make ops                         which ATen operators work: docs/ops.md'
 	@echo 'make coverage                    which architectures work: docs/coverage.md'
 	@echo 'make setup                       the environment and the native module alone'
 	@echo 'make requirements                pin the newest allowed versions'
@@ -53,6 +54,9 @@ bench: setup
 	@for script in benches/*.py; do echo "== $$script"; $(bin)/python "$$script" || exit 1; done
 
 # Every text architecture that vLLM knows, tiny: an hour or so.
+ops: setup
+	cd tests && ../$(bin)/python -m ops
+
 coverage: setup
 	cd tests && ../$(bin)/python -m zoo --json ../.build/coverage.json --write ../docs/coverage.md
 

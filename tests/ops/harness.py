@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs entries of PyTorch's operator database lowered on MLX, and compares them with eager PyTorch.
+
+An entry (``OpInfo``) is a public function with sample inputs by dtype. Each sample is captured
+below autograd, lowered with islands refused, run by the runtime and compared in dtype, shape and
+values.
+"""
+
+import hashlib
+import itertools
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.utils import _pytree as pytree
+
+from vllm_metal.compile import lower_function
+
+DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+)
+"""MLX has no float64 and no complex numbers worth the name on the GPU: they are outside."""
+
+TOLERANCES = {
+    torch.float32: {"rtol": 2e-5, "atol": 2e-5},
+    torch.float16: {"rtol": 1e-3, "atol": 1e-3},
+    torch.bfloat16: {"rtol": 1.6e-2, "atol": 1e-2},
+}
+"""By result dtype; other dtypes must be equal. What is off by more must be no farther than
+``WORSE_THAN_EAGER`` times eager's error from the result in the next wider dtype."""
+
+WORSE_THAN_EAGER = 1.5
+
+_UNINITIALISED = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty"} | {
+    "new_empty_strided"
+}
+"""Entries whose values mean nothing: dtype and shape are compared."""
+
+Status = Literal["passes", "unclaimed", "refused", "differs", "outside"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a sample, and why."""
+
+    status: Status
+    reason: str = ""
+
+
+def name_of(op: Any) -> str:
+    """The entry's name with its variant: ``div.floor_rounding``."""
+    return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else op.name
+
+
+def entries() -> list[Any]:
+    """All entries of the database."""
+    return list(op_db)
+
+
+def dtypes(op: Any) -> list[torch.dtype]:
+    """The dtypes of ``DTYPES`` that the entry has on the CPU."""
+    return [dtype for dtype in DTYPES if op.supports_dtype(dtype, "cpu")]
+
+
+def samples(op: Any, dtype: torch.dtype, limit: int) -> Iterator[Any]:
+    """Up to ``limit`` samples, spread over the entry's, each contiguous and then not."""
+    torch.manual_seed(0)
+    found = list(itertools.islice(op.sample_inputs("cpu", dtype), 400))
+    step = max(1, -(-len(found) // limit))
+    for sample in found[::step]:
+        yield sample
+        if isinstance(sample.input, torch.Tensor) and sample.input.layout == torch.strided:
+            yield sample.noncontiguous()
+
+
+def chosen(op: Any, dtype: torch.dtype, share: int) -> bool:
+    """A choice of one in ``share`` pairs that is the same in every run."""
+    digest = hashlib.sha256(f"{name_of(op)} {dtype}".encode()).digest()
+    return digest[0] % share == 0
+
+
+def check_entry(op: Any, dtype: torch.dtype, limit: int) -> Outcome:
+    """Check an entry's samples up to the first that does not pass."""
+    outcome = Outcome("outside", "no sample")
+    try:
+        for sample in samples(op, dtype, limit):
+            found = check(op, sample)
+            if found.status not in ("passes", "outside"):
+                return found
+            if found.status == "passes" or outcome.status == "outside":
+                outcome = found
+    except Exception as error:
+        return Outcome("outside", f"eager PyTorch: {_line(error)}")
+    return outcome
+
+
+def check(op: Any, sample: Any) -> Outcome:
+    """Compare one sample with eager PyTorch."""
+    args, kwargs = (sample.input, *sample.args), sample.kwargs
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        expected = op(*_copy(args), **_copy(kwargs))
+        if _is_outside((args, kwargs, expected)):
+            return Outcome("outside", "a dtype or layout that MLX has not")
+        if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(expected)):
+            return Outcome("outside", "its result is no tensor")
+        try:
+            lowered = lower_function(op, args, kwargs, refuse_fallback=True)
+        except ValueError as error:
+            unclaimed = "no lowering is registered" in str(error)
+            return Outcome("unclaimed" if unclaimed else "refused", _line(error))
+        except Exception as error:  # the function cannot be captured
+            return Outcome("unclaimed", f"{type(error).__name__}: {_line(error)}")
+        try:
+            actual = lowered(*args, **kwargs)
+        except Exception as error:
+            checked = "it must be from 0 to" in str(error)  # negative indices that are inputs
+            return Outcome("refused" if checked else "differs", _line(error))
+        truth = None
+        for want, got, index in _results(expected, actual):
+            problem = _compare(op, want, got)
+            if problem and want.dtype in TOLERANCES and want.shape == got.shape:
+                truth = truth or pytree.tree_leaves(op(*_wide(args), **_wide(kwargs)))
+                problem = _compare_errors(want, got, truth[index])
+            if problem:
+                return Outcome("differs", problem)
+    return Outcome("passes")
+
+
+def _results(expected: Any, actual: Any) -> Iterator[tuple[torch.Tensor, Any, int]]:
+    want, got = pytree.tree_leaves(expected), pytree.tree_leaves(actual)
+    for index, (one, other) in enumerate(zip(want, got, strict=True)):
+        if isinstance(one, torch.Tensor):
+            yield one, other, index
+
+
+def _compare(op: Any, want: torch.Tensor, got: Any) -> str:
+    """What is wrong with the result; nothing where it is right."""
+    if (want.dtype, want.shape) != (got.dtype, got.shape):
+        return f"{got.dtype}{list(got.shape)} instead of {want.dtype}{list(want.shape)}"
+    if op.name in _UNINITIALISED or not want.numel():
+        return ""
+    tolerance = TOLERANCES.get(want.dtype, {"rtol": 0, "atol": 0})
+    try:
+        torch.testing.assert_close(got, want, equal_nan=True, **tolerance)
+    except AssertionError as error:
+        return " ".join(str(error).split())[:200]
+    return ""
+
+
+def _compare_errors(want: torch.Tensor, got: torch.Tensor, truth: torch.Tensor) -> str:
+    """What is wrong with the result, eager's own error given."""
+    exact = truth.to(torch.float64)
+    if want.dtype != got.dtype or not torch.equal(want.isfinite(), got.isfinite()):
+        return "another set of finite elements"
+    finite = want.isfinite() & exact.isfinite()
+    eager, ours = ((x.to(torch.float64) - exact)[finite].abs().max() for x in (want, got))
+    if ours <= WORSE_THAN_EAGER * eager:
+        return ""
+    return f"error {ours:.3g}, eager's {eager:.3g}"
+
+
+def _is_outside(value: Any) -> bool:
+    """Float64, complex or sparse tensors are among the arguments or the results."""
+    return any(
+        leaf.layout != torch.strided or leaf.is_complex() or leaf.dtype == torch.float64
+        for leaf in pytree.tree_leaves(value)
+        if isinstance(leaf, torch.Tensor)
+    )
+
+
+def _copy(value: Any) -> Any:
+    return pytree.tree_map_only(torch.Tensor, torch.clone, value)
+
+
+def _wide(value: Any) -> Any:
+    """Floats in the next wider dtype that is exact for our purpose."""
+
+    def widen(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor.clone()
+
+    return pytree.tree_map_only(torch.Tensor, widen, value)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
