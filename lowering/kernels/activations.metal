@@ -21,7 +21,7 @@ inline float scaled_erfc(float z) {
 
 // x Phi(x) = x erfc(-x / sqrt 2) / 2, from the tail's side so that no digits cancel.
 inline float gelu(float x) {
-  const float z = precise::abs(x) * 0.70710678f;
+  const float z = fabs(x) * 0.70710678f;
   const float tail = 0.5f * scaled_erfc(z) * precise::exp(-z * z);
   return x * (x < 0.0f ? tail : 1.0f - tail);
 }

@@ -33,12 +33,13 @@ if (request == num_requests) {
   for (int token = query_start[num_requests]; token < q_shape[0]; token++) {
     for (int i = thread_index_in_threadgroup; i < GROUP * DV; i += SIMDGROUPS * 32) {
       const int head = kv_head * GROUP + i / DV;
-      out[((token * num_heads + head) * SPLITS + split) * DV + i % DV] = O(0.0f);
+      out[((int64_t(token) * num_heads + head) * SPLITS + split) * DV + i % DV] = O(0.0f);
     }
     for (int i = thread_index_in_threadgroup; i < GROUP; i += SIMDGROUPS * 32) {
       const int head = kv_head * GROUP + i;
-      sums[((token * num_heads + head) * SPLITS + split) * 2] = -MAXFLOAT;
-      sums[((token * num_heads + head) * SPLITS + split) * 2 + 1] = 0.0f;
+      const int64_t to = ((int64_t(token) * num_heads + head) * SPLITS + split) * 2;
+      sums[to] = -MAXFLOAT;
+      sums[to + 1] = 0.0f;
     }
   }
   return;

@@ -7,7 +7,7 @@
 const int head = threadgroup_position_in_grid.x;
 const int token = threadgroup_position_in_grid.y;
 const int num_heads = partial_shape[1];
-const int at = (token * num_heads + head) * SPLITS;
+const int64_t at = (int64_t(token) * num_heads + head) * SPLITS;
 
 float largest = -MAXFLOAT;
 for (int i = 0; i < SPLITS; i++) {
@@ -27,5 +27,5 @@ for (int d = thread_index_in_simdgroup; d < DV; d += 32) {
   for (int i = 0; i < SPLITS; i++) {
     sum += partial[(at + i) * DV + d] * fast::exp(sums[(at + i) * 2] - largest);
   }
-  out[(token * num_heads + head) * DV + d] = T(sum * factor);
+  out[(int64_t(token) * num_heads + head) * DV + d] = T(sum * factor);
 }

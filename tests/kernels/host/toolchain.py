@@ -4,6 +4,7 @@
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -152,13 +153,14 @@ def check_syntax(source: str, flags: list[str]) -> list[str]:
 
 
 def thread_sanitizer() -> str:
-    """Path of the library to preload into a process that runs sanitized kernels."""
-    query = [compiler(), "-print-file-name=libclang_rt.tsan-x86_64.so"]
-    path = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    if not Path(path).is_absolute():
-        path = path.replace("libclang_rt.tsan-x86_64.so", "")
-        found = list(Path("/usr/lib/llvm-19/lib/clang/19/lib/linux").glob("*tsan-x86_64.so"))
-        if not found:
-            raise KernelError(MISSING)
-        path = str(found[0])
-    return path
+    """Path of the library to preload into a process that runs sanitized kernels.
+
+    Raises:
+        KernelError: it is not installed.
+    """
+    query = [compiler(), "-print-resource-dir"]
+    root = Path(subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip())
+    path = root / "lib" / "linux" / f"libclang_rt.tsan-{platform.machine()}.so"
+    if not path.exists():
+        raise KernelError(MISSING)
+    return str(path)

@@ -19,7 +19,10 @@ struct simdgroup_matrix {
   static_assert(Rows == 8 && Columns == 8, "Metal has matrices of 8 x 8 only");
   vec<T, 2> elements;
   simdgroup_matrix() = default;
-  simdgroup_matrix(T value) : elements(value) {}
+  // Metal's has the value on its diagonal alone: only 0 is what it looks like.
+  explicit simdgroup_matrix(T value) : elements(value) {
+    if (value != T(0)) __builtin_trap();
+  }
   vec<T, 2>& thread_elements() { return elements; }
   const vec<T, 2>& thread_elements() const { return elements; }
 };
