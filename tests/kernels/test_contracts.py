@@ -6,8 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from vllm_metal._native import core
-from vllm_metal.kernels.contract import evaluate, read
+from vllm_metal.kernels.contract import evaluate
 from vllm_metal.kernels.tensor import tensor
 
 from .contracts import FOLDER, NAMES, contract
@@ -25,11 +24,6 @@ def test_examples_launch_as_written(name: str) -> None:
         launch = kernel.launch(example["sizes"], dtypes)
         assert list(launch.grid) == example["grid"]
         assert list(launch.threadgroup) == example["threadgroup"]
-
-
-def test_the_native_module_holds_these_kernels() -> None:
-    held = {name: read(*texts) for name, *texts in core.kernel_texts()}
-    assert held == {name: contract(name) for name in NAMES}
 
 
 def test_what_a_contract_requires_is_checked() -> None:
