@@ -369,7 +369,7 @@ mod tests {
     #[test]
     fn inverse_functions_invert_theirs() {
         let of = |function, x| float_function(function, x).unwrap();
-        for x in [1.25, 2.0, 3.5] {
+        for x in [1.25f64, 2.0, 3.5] {
             for (inverse, value) in [
                 (Unary::Arcsinh, x.sinh()),
                 (Unary::Arccosh, x.cosh()),
