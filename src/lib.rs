@@ -4,4 +4,5 @@
 #[cfg(feature = "python")]
 mod bindings;
 pub mod mlx_version;
+pub mod plan_file;
 pub mod runtime;

@@ -12,3 +12,7 @@ pub mod plan;
 pub mod report;
 pub mod rewrite;
 pub mod rules;
+
+/// SHA-256 of this crate's sources, in hexadecimal: rules, cost table and format of the plans that it
+/// makes. Another value means that a stored plan may not be what this build would make.
+pub const SOURCE_SHA256: &str = env!("LOWERING_SOURCE_SHA256");

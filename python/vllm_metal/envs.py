@@ -2,8 +2,10 @@
 """Every environment variable of vllm-metal: name, default, meaning and check, in one table."""
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -36,6 +38,18 @@ def _one_of(*choices: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise ValueError("expected a folder")
+    return Path(text).expanduser()
+
+
+def _default_cache_dir() -> str:
+    if sys.platform == "darwin":
+        return "~/Library/Caches/vllm-metal"
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vllm-metal")
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,18 @@ FALLBACK = Variable(
     "what happens to an operator that has no lowering: torch runs it in PyTorch on the CPU and "
     "says so, error refuses the model",
 )
+CACHE_DIR = Variable(
+    "VLLM_METAL_CACHE_DIR",
+    _default_cache_dir(),
+    _folder,
+    "folder of the plan cache: a model that was captured and lowered once is read from there",
+)
+DISABLE_CACHE = Variable(
+    "VLLM_METAL_DISABLE_CACHE",
+    "0",
+    _switch,
+    "1 captures and lowers every time, and writes nothing to the plan cache",
+)
 DEBUG = Variable(
     "VLLM_METAL_DEBUG",
     "0",
@@ -98,7 +124,16 @@ DEBUG = Variable(
     "`python -m vllm_metal.lower` comes from",
 )
 
-VARIABLES = (MEMORY_FRACTION, USE_MLX, DEVICE, BLOCK_SIZE, FALLBACK, DEBUG)
+VARIABLES = (
+    MEMORY_FRACTION,
+    USE_MLX,
+    DEVICE,
+    BLOCK_SIZE,
+    FALLBACK,
+    CACHE_DIR,
+    DISABLE_CACHE,
+    DEBUG,
+)
 
 
 def register() -> None:

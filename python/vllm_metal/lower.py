@@ -41,6 +41,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="run the plan against vLLM's PyTorch model: exit 0 equal, 1 not",
     )
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="capture and lower again, and leave the plan cache alone",
+    )
     parser.add_argument("--trust-remote-code", action="store_true")
     return parser.parse_args(arguments)
 
@@ -116,8 +121,15 @@ def main(arguments: list[str] | None = None) -> int:
                 write(f"{result}\n", options.output)
                 return EQUAL if result.equal else DIFFERENT
             from vllm_metal.lowered import lower
+            from vllm_metal.plan_cache import PlanCache
 
-            lowering = lower(capture.construct(config), config, ir_ops=options.ir_ops)
+            lowering = lower(
+                capture.construct(config),
+                config,
+                ir_ops=options.ir_ops,
+                cache=None if options.no_cache else PlanCache.configured(),
+                with_stages=True,
+            )
             write(render(lowering, options.stage, options.format), options.output)
             return EQUAL
     except KeyboardInterrupt:

@@ -23,53 +23,80 @@ from vllm.v1.kv_cache_interface import (
 from vllm_metal import envs
 from vllm_metal._native import core
 from vllm_metal.attention import MetalAttentionMetadata
-from vllm_metal.capture import Captured, IrOps, capture
+from vllm_metal.capture import IrOps, capture
 from vllm_metal.capture.construct import drop_storage
 from vllm_metal.islands import run_island
+from vllm_metal.plan_cache import PlanCache, plan_key
 
 logger = init_logger("vllm.metal")
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """A captured model and its plan. `report` is the lowering's, with capture's time added."""
+    """A plan, and the tensors it needs besides the model's parameters.
 
-    captured: Captured
+    `report` is the lowering's, with capture's time and `plan_cache` (`hit`, `miss` or `off`, and
+    the entry's path) added. `buffers` are tensors by path, `aliases` a tied parameter's other paths.
+    """
+
     plan: Any
     report: dict[str, Any]
+    buffers: dict[str, Any]
+    aliases: dict[str, str]
 
 
-def lower(model: nn.Module, vllm_config: VllmConfig, *, ir_ops: IrOps = "whole") -> Lowering:
-    """Capture and lower `model`, weight-free or loaded.
+def lower(
+    model: nn.Module,
+    vllm_config: VllmConfig,
+    *,
+    ir_ops: IrOps = "whole",
+    cache: PlanCache | None = None,
+    with_stages: bool = False,
+) -> Lowering:
+    """Capture and lower `model`, weight-free or loaded, or find its plan in `cache`.
 
+    `with_stages` makes a cached plan one that can be dumped, by lowering the cached document.
     Raises CaptureError for a model that cannot be traced, and ValueError for a node without a
     lowering where VLLM_METAL_FALLBACK=error.
     """
     start = time.perf_counter()
-    captured = capture(model, vllm_config, ir_ops=ir_ops)
-    seconds = time.perf_counter() - start
     options = {"refuse_fallback": envs.FALLBACK.value() == "error"}
+    key = plan_key(model, vllm_config, ir_ops) if cache else None
+    if cache and key and (entry := cache.load(key, model)):
+        plan = core.lower(entry.document(), options) if with_stages else entry.plan
+        milliseconds = (time.perf_counter() - start) * 1e3
+        state = {"state": "hit", "path": str(entry.path)}
+        report = {**entry.report, "timings_ms": {"cache": milliseconds}, "plan_cache": state}
+        return Lowering(plan, report, entry.buffers, entry.aliases)
+    before = time.perf_counter()
+    captured = capture(model, vllm_config, ir_ops=ir_ops)
+    seconds = time.perf_counter() - before
     plan = core.lower(captured.document, options)
     report = json.loads(plan.report_json())
+    if cache and key:
+        cache.store(key, captured, plan, report, model)
+    state = {"state": "miss", "path": str(cache.path(key))} if cache and key else {"state": "off"}
     report["timings_ms"] = {"capture": seconds * 1e3, **report["timings_ms"]}
-    return Lowering(captured, plan, report)
+    report["plan_cache"] = state
+    return Lowering(plan, report, captured.buffers, captured.aliases)
 
 
 def log_report(report: Mapping[str, Any]) -> None:
     """What was compiled, fused and left to PyTorch, in a few lines."""
     timings = dict(report["timings_ms"])
-    capture_ms = timings.pop("capture")
     nodes, regions, fused = report["nodes"], report["regions"], report["fused"]
+    cached = " ".join(report["plan_cache"].values())
+    captured = f"{report['architecture']}: {nodes['captured']:,} nodes"
+    if "cache" in timings:
+        milliseconds = timings.pop("cache")
+        logger.info("metal: read %s in %.0f ms (plan cache: %s)", captured, milliseconds, cached)
+    else:
+        seconds = timings.pop("capture") / 1e3
+        logger.info("metal: captured %s in %.1f s (plan cache: %s)", captured, seconds, cached)
     logger.info(
-        "metal: captured %s: %s nodes in %.1f s",
-        report["architecture"],
-        f"{nodes['captured']:,}",
-        capture_ms / 1e3,
-    )
-    logger.info(
-        "metal: lowered to %s instructions in %.0f ms: %d regions from %d unique ones",
+        "metal: lowered to %s instructions%s: %d regions from %d unique ones",
         f"{nodes['plan']:,}",
-        sum(timings.values()),
+        f" in {sum(timings.values()):.0f} ms" if timings else "",
         regions["total"],
         regions["unique"],
     )
@@ -121,15 +148,15 @@ class _Weights:
     PyTorch lets go of each as it is handed over: the model is never held twice.
     """
 
-    def __init__(self, model: nn.Module, captured: Captured, release: bool) -> None:
+    def __init__(self, model: nn.Module, lowering: Lowering, release: bool) -> None:
         self._parameters = dict(model.named_parameters())
-        self._captured = captured
+        self._lowering = lowering
         self._release = release
 
-    def __getitem__(self, path: str) -> torch.Tensor:
-        path = self._captured.aliases.get(path, path)
-        if path in self._captured.buffers:
-            return self._captured.buffers[path]
+    def __getitem__(self, path: str) -> Any:
+        path = self._lowering.aliases.get(path, path)
+        if path in self._lowering.buffers:
+            return self._lowering.buffers[path]
         parameter = self._parameters[path]
         tensor = parameter.detach()
         if self._release:
@@ -146,7 +173,7 @@ class LoweredModel:
     ) -> None:
         """`release` leaves `model` without weights, unless islands need them."""
         release = release and not lowering.report["fallback"]
-        weights = _Weights(model, lowering.captured, release)
+        weights = _Weights(model, lowering, release)
         self.plan = lowering.plan
         self._input_names = frozenset(lowering.plan.inputs("backbone"))
         self.report = lowering.report

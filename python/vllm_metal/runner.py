@@ -35,6 +35,7 @@ from vllm_metal import checkpoint, envs, layers
 from vllm_metal.lowered import HiddenStates, LoweredModel, log_report, lower
 from vllm_metal.mapped_weights import mapped_weights
 from vllm_metal.memory import MemoryBudget, human
+from vllm_metal.plan_cache import PlanCache
 from vllm_metal.sampler import MetalSampler
 
 logger = init_logger("vllm.metal")
@@ -166,7 +167,7 @@ class LoweredModelRunner(MetalModelRunner):
 
     def _load_model(self) -> nn.Module:
         model = super()._load_model()
-        lowering = lower(model, self.vllm_config)
+        lowering = lower(model, self.vllm_config, cache=PlanCache.configured())
         log_report(lowering.report)
         self.lowered = LoweredModel(self.runtime, lowering, model, release=True)
         # vLLM's runner asks the model for logits; all else it asks for is the torch model's.

@@ -9,6 +9,7 @@ mod kernels;
 mod metadata;
 mod model;
 mod plan;
+mod plan_file;
 mod runtime;
 mod tensor;
 
@@ -29,12 +30,14 @@ mod _core {
         metadata::AttentionMetadata,
         model::Model,
         plan::{Plan, claimed_targets, lower},
+        plan_file::PlanFile,
         runtime::Runtime,
         tensor::LazyTensor,
     };
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("LOWERING_SHA256", lowering::SOURCE_SHA256)?;
         module.add("MLX_VERSION", BUILT_AGAINST)
     }
 

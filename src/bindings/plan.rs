@@ -53,16 +53,23 @@ fn parse(given: Option<&Bound<'_, PyDict>>) -> PyResult<Options> {
     Ok(options)
 }
 
+impl Plan {
+    /// A plan that was read, and has no report.
+    pub fn unreported(plan: ::lowering::plan::Plan) -> Plan {
+        Plan {
+            plan,
+            lowered: None,
+        }
+    }
+}
+
 #[pymethods]
 impl Plan {
     /// Reads what `to_bytes` wrote. Raises ValueError for anything else.
     #[staticmethod]
     fn from_bytes(bytes: &[u8]) -> PyResult<Plan> {
         let plan = ::lowering::plan::Plan::from_bytes(bytes).map_err(error)?;
-        Ok(Plan {
-            plan,
-            lowered: None,
-        })
+        Ok(Plan::unreported(plan))
     }
 
     /// Canonical bytes: the same plan gives the same bytes on every machine.

@@ -59,6 +59,10 @@ pub enum Error {
     #[error("weight file {path}: {reason}")]
     WeightFile { path: String, reason: String },
 
+    /// A plan file that cannot be read.
+    #[error("plan file {path}: {reason}")]
+    PlanFile { path: String, reason: String },
+
     /// Attention metadata that would read or write outside the cache.
     #[error("attention metadata: {field}: {reason}")]
     Metadata { field: &'static str, reason: String },
@@ -112,6 +116,7 @@ impl Error {
             | Error::Inputs { .. }
             | Error::Parameter { .. }
             | Error::WeightFile { .. }
+            | Error::PlanFile { .. }
             | Error::Metadata { .. }
             | Error::KvCache(_)
             | Error::Tensor(_)

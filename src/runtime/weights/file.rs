@@ -43,6 +43,22 @@ impl FileTensor {
             reason,
         };
         let map = map_file(path).map_err(|error| wrong(error.to_string()))?;
+        FileTensor::in_map(map, path, offset, nbytes, dtype, shape)
+    }
+
+    /// The same in a file that is mapped already.
+    pub fn in_map(
+        map: Arc<Mmap>,
+        path: &Path,
+        offset: usize,
+        nbytes: usize,
+        dtype: DType,
+        shape: Vec<i32>,
+    ) -> Result<FileTensor> {
+        let wrong = |reason: String| Error::WeightFile {
+            path: path.display().to_string(),
+            reason,
+        };
         if offset.checked_add(nbytes).is_none_or(|end| end > map.len()) {
             return Err(wrong(format!(
                 "it has {} bytes, and a tensor lies at {offset} with {nbytes}: the file is truncated",
