@@ -36,7 +36,7 @@ class Lowering:
     """A plan, and the tensors it needs besides the model's parameters.
 
     `report` is the lowering's, with capture's time and `plan_cache` (`hit`, `miss` or `off`, and
-    the entry's path) added. `buffers` are tensors by path, `aliases` a tied parameter's other paths.
+    the entry's path) added. `buffers` are tensors by path, `aliases` tied parameters' other names.
     """
 
     plan: Any

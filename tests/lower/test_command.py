@@ -32,7 +32,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 
 def test_json_holds_the_whole_report(capsys: pytest.CaptureFixture[str], config: str) -> None:
-    status, output, _ = run(capsys, config, "--format", "json", "--dtype", "float32")
+    status, output, _ = run(capsys, config, "--format", "json", "--dtype", "float32", "--no-cache")
     report = json.loads(output)
     assert status == EQUAL
     assert report["architecture"] == "LlamaForCausalLM"

@@ -32,7 +32,7 @@ from vllm_metal.plan_cache.state import State
 _VERSIONED_PACKAGES = frozenset({"torch", "builtins"}) | frozenset(sys.stdlib_module_names)
 
 # Settings that no forward pass reads: names and places of files, memory, scheduling of requests,
-# logging, and what only one process has. Modules are part of the key by themselves.
+# logging, counters, and what only one process has. Modules are part of the key by themselves.
 _IGNORED_SETTINGS = frozenset({
     "instance_id", "load_config", "logging_config", "observability_config", "profiler_config",
     "shutdown_timeout", "structured_outputs_config", "watchdog_config",
@@ -54,6 +54,7 @@ _IGNORED_SETTINGS = frozenset({
     "parallel_config.master_port", "parallel_config._api_process_count",
     "parallel_config._api_process_rank",
     "compilation_config.static_forward_context", "compilation_config.traced_files",
+    "compilation_config.enabled_custom_ops", "compilation_config.disabled_custom_ops",
     "compilation_config.compilation_time", "compilation_config.encoder_compilation_time",
     "compilation_config.cache_dir", "compilation_config.local_cache_dir",
     "compilation_config.debug_dump_path",

@@ -6,8 +6,8 @@ captured document would save little: the lowering of 80 layers takes millisecond
 capture, no lowering and no rewriting, only the plan.
 
 An entry `plans/KEY/entry.plan` is a plan file (`src/plan_file.rs`) with the plan, its report, the
-captured document (for tools that show stages) and a manifest; `factors.json` beside it says what the
-key was made of. Buffers such as rope tables are the live model's: they may be loaded from a
+captured document (for tools that show stages) and a manifest; `factors.json` beside it says what
+the key was made of. Buffers such as rope tables are the live model's: they may be loaded from a
 checkpoint, and the model has computed them anyway. Stored are only tensors that come into being
 while a model is traced.
 """

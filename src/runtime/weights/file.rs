@@ -83,6 +83,17 @@ impl FileTensor {
         })
     }
 
+    /// The tensor that lies `first` bytes into this one.
+    ///
+    /// # Errors
+    /// The file ends before it does.
+    pub fn part(&self, first: usize, dtype: DType, shape: Vec<i32>) -> Result<FileTensor> {
+        let elements = shape.iter().map(|size| *size as usize);
+        let nbytes = elements.fold(dtype.size(), usize::saturating_mul);
+        let offset = self.offset.saturating_add(first);
+        FileTensor::in_map(self.map.clone(), &self.path, offset, nbytes, dtype, shape)
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.map[self.offset..self.offset + self.nbytes]

@@ -16,13 +16,15 @@ pub enum Source {
     Tensor(Imported),
     /// A tensor in a mapped file.
     File(FileTensor),
+    /// A tensor that was put together.
+    Host(HostTensor),
 }
 
 impl Source {
     /// For error messages: nothing, or " in FILE".
     pub fn origin(&self) -> String {
         match self {
-            Source::Tensor(_) => String::new(),
+            Source::Tensor(_) | Source::Host(_) => String::new(),
             Source::File(file) => format!(" in {}", file.path.display()),
         }
     }
@@ -54,6 +56,10 @@ pub fn take_over(mlx: &Mlx, source: Source, report: &mut LoadReport) -> Result<A
     match source {
         Source::Tensor(tensor) => take_tensor(tensor, report),
         Source::File(file) => take_file(mlx, &file, report),
+        Source::Host(tensor) => {
+            report.copied_bytes += tensor.bytes.len();
+            Ok(tensor.to_array()?)
+        }
     }
 }
 
