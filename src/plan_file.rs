@@ -112,11 +112,10 @@ pub fn write(path: &Path, plan: &Plan, contents: Contents) -> Result<()> {
         reason,
     };
     let plan = plan.to_bytes().map_err(|error| wrong(error.to_string()))?;
-    let texts = contents.texts.iter().map(|(name, text)| (name, text));
     let name_of_plan = PLAN.to_owned();
     let mut parts: BTreeMap<&String, (Dtype, Vec<usize>, &[u8])> = BTreeMap::new();
     let mut duplicate = None;
-    for (name, text) in texts.chain([(&name_of_plan, &plan)]) {
+    for (name, text) in contents.texts.iter().chain([(&name_of_plan, &plan)]) {
         let replaced = parts.insert(name, (Dtype::U8, vec![text.len()], text));
         duplicate = duplicate.or(replaced.map(|_| name));
     }
