@@ -3,6 +3,7 @@
 
 #[cfg(feature = "python")]
 mod bindings;
+pub mod generate;
 pub mod mlx_version;
 pub mod plan_file;
 pub mod runtime;

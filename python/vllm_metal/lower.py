@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 STAGES = ("captured", "imported", "fused", "plan")
 FORMATS = ("text", "json", "dot")
+PLAN = "plan"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 EQUAL, DIFFERENT, FAILED = 0, 1, 2
@@ -27,8 +28,16 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("model", metavar="MODEL", help="directory, hub name or config.json")
     parser.add_argument("--stage", choices=STAGES, default="plan")
-    parser.add_argument("--format", choices=FORMATS, default="text")
-    parser.add_argument("--output", metavar="FILE", help="write there instead of to the terminal")
+    parser.add_argument(
+        "--format",
+        choices=(*FORMATS, PLAN),
+        help="text unless said; plan is a file that src/examples/generate.rs runs, with --output",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write there instead of to the terminal; FILE.plan means --format plan",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument(
         "--ir-ops",
@@ -47,7 +56,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="capture and lower again, and leave the plan cache alone",
     )
     parser.add_argument("--trust-remote-code", action="store_true")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.format is None:
+        is_plan = options.output is not None and options.output.endswith(f".{PLAN}")
+        options.format = PLAN if is_plan else FORMATS[0]
+    if options.format == PLAN and options.output is None:
+        parser.error("--format plan needs --output FILE")
+    return options
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -120,14 +135,21 @@ def main(arguments: list[str] | None = None) -> int:
                 result = verify(options.model, config, options.ir_ops)
                 write(f"{result}\n", options.output)
                 return EQUAL if result.equal else DIFFERENT
-            from vllm_metal.lowered import lower
             from vllm_metal.plan_cache import PlanCache
+
+            cache = None if options.no_cache else PlanCache.configured()
+            if options.format == PLAN:
+                from vllm_metal.plan_file import write_plan
+
+                print(write_plan(config, Path(options.output), cache))
+                return EQUAL
+            from vllm_metal.lowered import lower
 
             lowering = lower(
                 capture.construct(config),
                 config,
                 ir_ops=options.ir_ops,
-                cache=None if options.no_cache else PlanCache.configured(),
+                cache=cache,
                 with_stages=True,
             )
             write(render(lowering, options.stage, options.format), options.output)

@@ -41,7 +41,7 @@ class Lowering:
 
     plan: Any
     report: dict[str, Any]
-    buffers: dict[str, Any]
+    buffers: dict[str, torch.Tensor]
     aliases: dict[str, str]
 
 
@@ -153,7 +153,7 @@ class _Weights:
         self._lowering = lowering
         self._release = release
 
-    def __getitem__(self, path: str) -> Any:
+    def __getitem__(self, path: str) -> torch.Tensor:
         path = self._lowering.aliases.get(path, path)
         if path in self._lowering.buffers:
             return self._lowering.buffers[path]

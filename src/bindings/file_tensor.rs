@@ -5,6 +5,7 @@ use crate::runtime::error::Error;
 use crate::runtime::weights;
 use lowering::ir::DType;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use std::path::PathBuf;
 
 /// A tensor in a memory-mapped file: `nbytes` bytes at `offset`, row-major, as safetensors stores it.
@@ -32,5 +33,22 @@ impl FileTensor {
         Ok(FileTensor {
             tensor: weights::FileTensor::open(&path, offset, nbytes, dtype, shape)?,
         })
+    }
+
+    /// Sizes.
+    #[getter]
+    fn shape(&self) -> Vec<i32> {
+        self.tensor.shape.clone()
+    }
+
+    /// Element type by PyTorch's name, such as "float32".
+    #[getter]
+    fn dtype(&self) -> &'static str {
+        self.tensor.dtype.name()
+    }
+
+    /// The elements, row-major.
+    fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, self.tensor.bytes())
     }
 }

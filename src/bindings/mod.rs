@@ -10,6 +10,7 @@ mod metadata;
 mod model;
 mod plan;
 mod plan_file;
+mod recipe;
 mod runtime;
 mod tensor;
 
@@ -31,6 +32,7 @@ mod _core {
         model::Model,
         plan::{Plan, claimed_targets, lower},
         plan_file::PlanFile,
+        recipe::{Checkpoint, Recipe},
         runtime::Runtime,
         tensor::LazyTensor,
     };

@@ -36,12 +36,12 @@ _MANIFEST, _REPORT, _DOCUMENT, _TENSORS = "manifest", "report", "document", "ten
 
 @dataclass(frozen=True)
 class Entry:
-    """A plan from the cache. ``buffers`` are torch tensors of the live model, and FileTensors."""
+    """A plan from the cache. ``buffers`` are tensors of the live model, and stored ones."""
 
     path: Path
     plan: Any
     report: dict[str, Any]
-    buffers: dict[str, Any]
+    buffers: dict[str, torch.Tensor]
     aliases: dict[str, str]
 
     def document(self) -> bytes:
@@ -109,17 +109,24 @@ def _read(path: Path, key: Key, model: nn.Module) -> Entry:
     if manifest["key"] != key.text:
         raise ValueError("it is the entry of another model")
     registered = dict(model.named_buffers())
-    buffers: dict[str, Any] = {}
+    buffers: dict[str, torch.Tensor] = {}
     for name, place in manifest["buffers"].items():
         match place:
             case "model":
                 buffers[name] = registered[name].detach()
             case "file":
-                buffers[name] = file.tensor(_TENSORS + name)
+                buffers[name] = _stored_tensor(file.tensor(_TENSORS + name))
             case _:
                 buffers[name] = key.tensors[place["attribute"]].detach()
     report = json.loads(file.text(_REPORT))
     return Entry(path, file.plan(), report, buffers, manifest["aliases"])
+
+
+def _stored_tensor(stored: Any) -> torch.Tensor:
+    dtype = getattr(torch, stored.dtype)
+    if 0 in stored.shape:
+        return torch.empty(stored.shape, dtype=dtype)
+    return torch.frombuffer(bytearray(stored.to_bytes()), dtype=dtype).view(stored.shape)
 
 
 def _tensor_sources(

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Greedy generation from a plan file and a checkpoint: no Python, no PyTorch.
+
+use crate::plan_file::PlanFile;
+use crate::runtime::error::{Error, Result};
+use crate::runtime::host::HostTensor;
+use crate::runtime::tensor::Tensor;
+use crate::runtime::weights::{Checkpoint, LoadReport, Recipe, Source, required};
+use crate::runtime::{Argument, CacheSpec, LoadedModel, Metadata, Pages, Runtime};
+use lowering::ir::{DType, Dim};
+use lowering::plan::{Binding, Plan};
+use serde::Deserialize;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Tokens in a block of the KV cache.
+const BLOCK_SIZE: usize = 16;
+
+/// Tokens of a prompt that one step computes.
+const MAX_STEP: usize = 2048;
+
+/// What a plan file says about its model.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Facts {
+    /// Ids that prompts may have are below this.
+    pub vocab_size: i64,
+    /// Tokens of prompt and text together.
+    pub max_model_len: usize,
+    /// Generation stops after one of these.
+    pub eos_token_ids: Vec<i64>,
+    /// Element type of the KV cache.
+    pub kv_cache_dtype: DType,
+    /// Operators that would run in PyTorch.
+    pub islands: Vec<String>,
+}
+
+/// A model that generates.
+pub struct Generator {
+    plan: Plan,
+    model: LoadedModel,
+    /// What the plan file says.
+    pub facts: Facts,
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// With a token that ends texts.
+    Stop,
+    /// With as many tokens as were allowed, or fit.
+    Length,
+}
+
+impl Finish {
+    /// The word of OpenAI's API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+        }
+    }
+}
+
+impl Generator {
+    /// Loads a plan file with the weights of a checkpoint folder.
+    ///
+    /// # Errors
+    /// One of them is damaged, they do not belong together, the plan is not one of a text generator
+    /// with token ids alone, or it has operators that need PyTorch.
+    pub fn load(runtime: &Runtime, plan: &Path, weights: &Path) -> Result<Generator> {
+        let file = PlanFile::open(plan)?;
+        let wrong = |reason: String| Error::PlanFile {
+            path: plan.display().to_string(),
+            reason,
+        };
+        let facts: Facts = serde_json::from_slice(file.text("model")?)
+            .map_err(|error| wrong(format!("\"model\" is malformed: {error}")))?;
+        let loaded = file.plan()?;
+        check(&loaded, &facts).map_err(wrong)?;
+        let recipe = Recipe::from_json(file.text("recipe")?)?;
+        let checkpoint = Checkpoint::open(weights)?;
+        let loading = runtime.begin_loading()?;
+        for path in required(&loaded) {
+            let stored = format!("tensors/{path}");
+            let source = if file.has(&stored) {
+                Source::File(file.tensor(&stored)?)
+            } else {
+                recipe.build(&path, &checkpoint)?
+            };
+            loading.add(path, source)?;
+        }
+        let model = loading.finish(loaded.clone(), None)?;
+        Ok(Generator {
+            plan: loaded,
+            model,
+            facts,
+        })
+    }
+
+    /// What loading did with the weights' bytes.
+    pub fn report(&self) -> LoadReport {
+        self.model.report
+    }
+
+    /// Allocates KV caches for that many tokens of one text; returns their bytes.
+    ///
+    /// # Errors
+    /// They do not fit in memory.
+    pub fn allocate(&self, num_tokens: usize) -> Result<usize> {
+        let pages = Pages {
+            num_blocks: num_tokens.div_ceil(BLOCK_SIZE).max(1),
+            block_size: BLOCK_SIZE,
+        };
+        // A layer that shares another's keys and values has no cache of its own.
+        let own = self
+            .plan
+            .layers
+            .iter()
+            .filter(|layer| layer.kv_sharing_target.is_none());
+        let specs = own.map(|layer| CacheSpec {
+            layers: vec![layer.name.clone()],
+            pages,
+            dtype: self.facts.kv_cache_dtype,
+        });
+        self.model.allocate_kv_cache(specs.collect())
+    }
+
+    /// Computes a prompt, all of it, and gives the most likely next token. [`Generator::allocate`]
+    /// must have reserved what follows.
+    ///
+    /// # Errors
+    /// The prompt is empty, or has an id that the model does not know.
+    pub fn prefill(&self, prompt: &[i64]) -> Result<i64> {
+        let mut next = None;
+        for start in (0..prompt.len()).step_by(MAX_STEP) {
+            let end = (start + MAX_STEP).min(prompt.len());
+            let hidden = self.step(&prompt[start..end], start)?;
+            next = Some((hidden, end - start - 1));
+        }
+        let (hidden, row) = next.ok_or_else(|| Error::Inputs {
+            graph: "backbone".to_owned(),
+            reason: "the prompt has no token".to_owned(),
+        })?;
+        self.greedy(&hidden, row)
+    }
+
+    /// Computes one more token at that position and gives the most likely next one.
+    ///
+    /// # Errors
+    /// The position lies beyond the caches.
+    pub fn decode(&self, token: i64, position: usize) -> Result<i64> {
+        let hidden = self.step(&[token], position)?;
+        self.greedy(&hidden, 0)
+    }
+
+    /// Whether a token ends the text.
+    pub fn ends(&self, token: i64) -> bool {
+        self.facts.eos_token_ids.contains(&token)
+    }
+
+    /// Hidden states of tokens that follow `start` others, lazily.
+    fn step(&self, tokens: &[i64], start: usize) -> Result<Tensor> {
+        let end = start + tokens.len();
+        let blocks = end.div_ceil(BLOCK_SIZE);
+        let metadata = Arc::new(Metadata {
+            block_table: (0..blocks as i32).collect(),
+            max_blocks: blocks,
+            slot_mapping: (start as i64..end as i64).collect(),
+            query_start_loc: vec![0, tokens.len() as i32],
+            seq_lens: vec![end as i32],
+            num_actual_tokens: tokens.len(),
+            causal: vec![true],
+            spans: Vec::new(),
+        });
+        let names = self.plan.layers.iter().map(|layer| layer.name.clone());
+        let attention = vec![(names.collect(), metadata)];
+        let graph = self
+            .plan
+            .graph("backbone")
+            .ok_or_else(|| Error::Internal("a plan without a backbone was loaded".to_owned()))?;
+        let inputs = graph.inputs.iter().map(|input| {
+            let values = match input.name.as_str() {
+                "positions" => (start as i64..end as i64).collect(),
+                _ => tokens.to_vec(),
+            };
+            (input.name.clone(), Argument::Host(rows(input, &values)))
+        });
+        let outputs = self.model.run("backbone", inputs.collect(), attention)?;
+        one(outputs)
+    }
+
+    fn greedy(&self, hidden: &Tensor, row: usize) -> Result<i64> {
+        let logits = one(self.model.logits(hidden, Some(vec![row as i64]))?)?;
+        let ids = logits.argmax()?.to_host()?.integers()?;
+        let id = ids.first().copied();
+        id.ok_or_else(|| Error::Internal("logits of no row".to_owned()))
+    }
+}
+
+/// The values as an input: `[num_tokens]`, or `[n, num_tokens]` with n equal rows, which is what
+/// positions of several axes are for text.
+fn rows(input: &Binding, values: &[i64]) -> HostTensor {
+    let leading = match input.value.shape.as_slice() {
+        [Dim::Fixed(leading), _] => *leading,
+        _ => 1,
+    };
+    let bytes = (0..leading).flat_map(|_| values.iter().flat_map(|value| value.to_ne_bytes()));
+    let mut shape = vec![values.len() as i32];
+    if input.value.shape.len() == 2 {
+        shape.insert(0, leading as i32);
+    }
+    HostTensor {
+        dtype: DType::Int64,
+        shape,
+        bytes: bytes.collect(),
+    }
+}
+
+fn one(tensors: Vec<Tensor>) -> Result<Tensor> {
+    let mut tensors = tensors.into_iter();
+    match (tensors.next(), tensors.next()) {
+        (Some(tensor), None) => Ok(tensor),
+        _ => Err(Error::Unsupported(
+            "the model has several results, and a text generator has one".to_owned(),
+        )),
+    }
+}
+
+/// Whether the plan is one of a text generator.
+fn check(plan: &Plan, facts: &Facts) -> std::result::Result<(), String> {
+    if !facts.islands.is_empty() {
+        return Err(format!(
+            "operators of {} run in PyTorch, which is not here: {}",
+            plan.architecture,
+            facts.islands.join(", ")
+        ));
+    }
+    let backbone = plan.graph("backbone");
+    if backbone.is_none() || plan.graph("logits").is_none() {
+        return Err(format!("{} does not generate text", plan.architecture));
+    }
+    let known = ["input_ids", "positions"];
+    for input in backbone.into_iter().flat_map(|graph| &graph.inputs) {
+        if !known.contains(&input.name.as_str()) {
+            return Err(format!(
+                "{} needs an input {:?}, and text gives token ids and positions",
+                plan.architecture, input.name
+            ));
+        }
+    }
+    let decoder = plan
+        .layers
+        .iter()
+        .find(|layer| layer.attn_type != "decoder");
+    decoder.map_or(Ok(()), |layer| {
+        Err(format!(
+            "layer {} is of the kind {}, and a text generator has decoder layers",
+            layer.name, layer.attn_type
+        ))
+    })
+}
