@@ -36,13 +36,15 @@ class Lowering:
     """A plan, and the tensors it needs besides the model's parameters.
 
     `report` is the lowering's, with capture's time and `plan_cache` (`hit`, `miss` or `off`, and
-    the entry's path) added. `buffers` are tensors by path, `aliases` tied parameters' other names.
+    the entry's path) added. `buffers` are tensors by path, `aliases` tied parameters' other names,
+    `layers` what the document says of vLLM's layers.
     """
 
     plan: Any
     report: dict[str, Any]
     buffers: dict[str, torch.Tensor]
     aliases: dict[str, str]
+    layers: dict[str, Any]
 
 
 def lower(
@@ -67,7 +69,7 @@ def lower(
         milliseconds = (time.perf_counter() - start) * 1e3
         state = {"state": "hit", "path": str(entry.path)}
         report = {**entry.report, "timings_ms": {"cache": milliseconds}, "plan_cache": state}
-        return Lowering(plan, report, entry.buffers, entry.aliases)
+        return Lowering(plan, report, entry.buffers, entry.aliases, entry.layers)
     before = time.perf_counter()
     captured = capture(model, vllm_config, ir_ops=ir_ops)
     seconds = time.perf_counter() - before
@@ -78,7 +80,7 @@ def lower(
     state = {"state": "miss", "path": str(cache.path(key))} if cache and key else {"state": "off"}
     report["timings_ms"] = {"capture": seconds * 1e3, **report["timings_ms"]}
     report["plan_cache"] = state
-    return Lowering(plan, report, captured.buffers, captured.aliases)
+    return Lowering(plan, report, captured.buffers, captured.aliases, captured.layers)
 
 
 def log_report(report: Mapping[str, Any]) -> None:
@@ -177,7 +179,7 @@ class LoweredModel:
         self.plan = lowering.plan
         self._input_names = frozenset(lowering.plan.inputs("backbone"))
         self.report = lowering.report
-        self.layers = lowering.captured.layers
+        self.layers = lowering.layers
         self._model = runtime.load(lowering.plan, weights, run_island)
 
     def allocate_kv_cache(self, config: KVCacheConfig, kernel_block_sizes: list[int]) -> int:

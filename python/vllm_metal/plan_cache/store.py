@@ -43,6 +43,7 @@ class Entry:
     report: dict[str, Any]
     buffers: dict[str, torch.Tensor]
     aliases: dict[str, str]
+    layers: dict[str, Any]
 
     def document(self) -> bytes:
         """The captured document. Raises ValueError where it is damaged."""
@@ -85,7 +86,12 @@ class PlanCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             sources, tensors = _tensor_sources(captured, key, model)
-            manifest = {"key": key.text, "aliases": captured.aliases, "buffers": sources}
+            manifest = {
+                "key": key.text,
+                "aliases": captured.aliases,
+                "layers": captured.layers,
+                "buffers": sources,
+            }
             texts = {
                 _MANIFEST: json.dumps(manifest).encode(),
                 _REPORT: json.dumps(report).encode(),
@@ -119,7 +125,8 @@ def _read(path: Path, key: Key, model: nn.Module) -> Entry:
             case _:
                 buffers[name] = key.tensors[place["attribute"]].detach()
     report = json.loads(file.text(_REPORT))
-    return Entry(path, file.plan(), report, buffers, manifest["aliases"])
+    aliases, layers = manifest["aliases"], manifest["layers"]
+    return Entry(path, file.plan(), report, buffers, aliases, layers)
 
 
 def _stored_tensor(stored: Any) -> torch.Tensor:
