@@ -26,7 +26,7 @@ from vllm_metal.attention import MetalAttentionMetadata
 from vllm_metal.capture import IrOps, capture
 from vllm_metal.capture.construct import drop_storage
 from vllm_metal.islands import run_island
-from vllm_metal.plan_cache import PlanCache, plan_key
+from vllm_metal.plan_cache import PlanCache
 
 logger = init_logger("vllm.metal")
 
@@ -63,7 +63,7 @@ def lower(
     """
     start = time.perf_counter()
     options = {"refuse_fallback": envs.FALLBACK.value() == "error"}
-    key = plan_key(model, vllm_config, ir_ops) if cache else None
+    key = cache.key(model, vllm_config, ir_ops) if cache else None
     if cache and key and (entry := cache.load(key, model)):
         plan = core.lower(entry.document(), options) if with_stages else entry.plan
         milliseconds = (time.perf_counter() - start) * 1e3

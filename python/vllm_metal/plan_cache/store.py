@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
 from vllm_metal import envs
 from vllm_metal._native import core
-from vllm_metal.capture import Captured
-from vllm_metal.plan_cache.key import Key
+from vllm_metal.capture import Captured, IrOps
+from vllm_metal.plan_cache.key import Key, plan_key
 
 logger = init_logger("vllm.metal")
 
@@ -63,6 +64,14 @@ class PlanCache:
         if envs.DISABLE_CACHE.value():
             return None
         return PlanCache(envs.CACHE_DIR.value() / "plans")
+
+    def key(self, model: nn.Module, vllm_config: VllmConfig, ir_ops: IrOps) -> Key | None:
+        """The model's key; None, said once, where a factor can't be read."""
+        try:
+            return plan_key(model, vllm_config, ir_ops)
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            logger.warning("metal: plan cache: not used for this model: %s", error)
+            return None
 
     def path(self, key: Key) -> Path:
         return self.folder / key.text / ENTRY
