@@ -43,13 +43,22 @@ def run(program: Path, plan: Path, weights: Path, *arguments: str) -> Any:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+def one_turn() -> list[dict[str, Any]]:
+    """The stored prompts that are a text, or one message of a chat."""
+    chosen = [p for p in STORED["prompts"] if isinstance(p["prompt"], str) or len(p["prompt"]) == 1]
+    assert {p["kind"] for p in chosen} == {"completion", "chat"}
+    return chosen
+
+
 def test_the_rust_program_generates_the_stored_greedy_texts(
     generate: Path, demo_plan: Path
 ) -> None:
-    for stored in STORED["prompts"][:12]:
-        arguments = ["--prompt", stored["prompt"], "--max-tokens", str(stored["max_tokens"])]
+    for stored in one_turn():
+        arguments = ["--max-tokens", str(stored["max_tokens"]), "--prompt"]
         if stored["kind"] == "chat":
-            arguments.append("--chat")
+            arguments += [stored["prompt"][0]["content"], "--chat"]
+        else:
+            arguments.append(stored["prompt"])
         result = run(generate, demo_plan, DEMO_MODEL, *arguments, "--json")
         assert result.returncode == 0, result.stderr
         found = json.loads(result.stdout)

@@ -15,7 +15,7 @@ use _core::runtime::memory::Limits;
 use _core::runtime::{Device, Runtime};
 use clap::{Parser, ValueEnum};
 use std::error::Error;
-use std::io::{Write, stdout};
+use std::io::{IsTerminal, Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -79,6 +79,7 @@ fn main() -> ExitCode {
             Level::WARN
         })
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_target(false)
         .init();
