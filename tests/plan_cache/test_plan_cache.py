@@ -104,7 +104,7 @@ class Doubled(nn.Module):
         self.scales = [torch.tensor([1.0, 2.0, 3.0, 4.0])]
         self.factor = 2.0
 
-    def forward(self, input_ids: Any, positions: Any, *_: Any) -> torch.Tensor:
+    def forward(self, input_ids: Any, positions: Any, **_: Any) -> torch.Tensor:
         offset = torch.tensor([0.5, 0.25, 0.125, 0.0625])
         rows = self.table[positions] * self.weight * self.scales[0]
         return rows * self.factor + offset + input_ids[:, None]
