@@ -140,26 +140,39 @@ pub(super) fn rope(
     Ok(floats(x.dtype, &x.shape, result))
 }
 
-pub(super) fn gated(
-    precision: Precision,
-    activation: Activation,
-    x: &Tensor,
-    shape: &[usize],
-) -> Result<Tensor, String> {
+fn activate(activation: Activation, x: f64) -> Result<f64, String> {
     let function = match activation {
         Activation::Silu => Unary::Silu,
         Activation::Gelu => Unary::Gelu,
         Activation::GeluTanh => Unary::GeluTanh,
         Activation::Relu => Unary::Relu,
+        Activation::Swish { alpha } => return Ok(x / (1.0 + libm::exp(-alpha.get() * x))),
     };
-    let (length, rows) = rows(x)?;
-    let half = length / 2;
-    let mut result = Vec::with_capacity(x.len() / 2);
-    for row in rows {
-        for i in 0..half {
-            let gate = float_function(function, row[i])?;
-            result.push(precision.round(x.dtype, gate * row[half + i]));
+    float_function(function, x)
+}
+
+/// `f(gate) * up`, of both halves of the only operand or of two.
+pub(super) fn gated(
+    precision: Precision,
+    activation: Activation,
+    operands: &[&Tensor],
+    shape: &[usize],
+) -> Result<Tensor, String> {
+    let (dtype, pairs): (_, Vec<(f64, f64)>) = match operands {
+        [gate, up] => {
+            let (gate, up) = (gate.broadcast(shape)?, up.broadcast(shape)?);
+            let pairs = gate.as_floats()?.iter().zip(up.as_floats()?);
+            (gate.dtype, pairs.map(|(gate, up)| (*gate, *up)).collect())
         }
-    }
-    Ok(floats(x.dtype, shape, result))
+        [x] => {
+            let (length, rows) = rows(x)?;
+            let halves = rows.map(|row| row.split_at(length / 2));
+            let pairs = halves.flat_map(|(gate, up)| gate.iter().copied().zip(up.iter().copied()));
+            (x.dtype, pairs.collect())
+        }
+        _ => return Err(format!("{} operands", operands.len())),
+    };
+    let product = |(gate, up)| Ok(precision.round(dtype, activate(activation, gate)? * up));
+    let result: Result<Vec<f64>, String> = pairs.into_iter().map(product).collect();
+    Ok(floats(dtype, shape, result?))
 }

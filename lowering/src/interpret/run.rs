@@ -222,7 +222,7 @@ fn compute(
                 .collect();
         }
         Op::GatedActivation { activation } => {
-            fused::gated(precision, *activation, operand(0)?, &sizes)?
+            fused::gated(precision, *activation, operands, &sizes)?
         }
         Op::AttentionScores(scores) => {
             let offset = causal_offset(scores, symbols)?;

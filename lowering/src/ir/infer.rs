@@ -352,6 +352,14 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             }
             Ok(rotated.iter().map(|x| (*x).clone()).collect())
         }
+        Op::GatedActivation { .. } if operands.len() == 2 => {
+            let [gate, up] = arity(operands)?;
+            same_dtype(&gate, &up)?;
+            match gate.dtype.is_float() {
+                true => Ok(typed(gate.dtype, broadcast(&gate.shape, &up.shape)?)),
+                false => Err(format!("a gated {up}")),
+            }
+        }
         Op::GatedActivation { .. } => {
             let [mut x] = arity(operands)?;
             let half = x

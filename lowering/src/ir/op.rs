@@ -221,6 +221,10 @@ pub enum Activation {
     Gelu,
     GeluTanh,
     Relu,
+    /// `x * sigmoid(alpha * x)`: QuickGELU, the gate of gpt-oss.
+    Swish {
+        alpha: Float,
+    },
 }
 
 /// Which keys a query sees.
@@ -359,7 +363,7 @@ pub enum Op {
     /// (Su et al. 2021). `cos` and `sin` are `[.., t, r/2]` or, by the style, `[.., t, r]`; a batch
     /// axis of theirs may be 1.
     Rope { style: RopeStyle, rotary_dim: i64 },
-    /// `x [.., 2n] -> f(x[.., :n]) * x[.., n:]`
+    /// `x [.., 2n] -> f(x[.., :n]) * x[.., n:]`, or `gate, up -> f(gate) * up`; rounded once.
     GatedActivation { activation: Activation },
     /// `q [.., t, d], k [.., s, d], mask? -> [.., t, s]`, rounded once. The form in which rules gather
     /// an attention's scores.

@@ -274,6 +274,36 @@ static PREDICATES: &[Predicate] = &[
         accepts: any,
     },
     Predicate {
+        name: "sqrt",
+        kind: "sqrt",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "reciprocal",
+        kind: "reciprocal",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "sum_last",
+        kind: "sum",
+        commutative: false,
+        accepts: |op, rank| matches!(op, Op::Reduce { axes, keepdims: true, .. } if is_last(axes, rank)),
+    },
+    Predicate {
+        name: "layer_norm",
+        kind: "layer_norm",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "gated_activation",
+        kind: "gated_activation",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
         name: "rms_norm",
         kind: "rms_norm",
         commutative: false,

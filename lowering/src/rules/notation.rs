@@ -8,7 +8,7 @@
 //! follow the operator's name; `name = term` names a term, other terms are outputs.
 
 use super::Rule;
-use crate::ir::{AttentionMask, Scores, TensorType, Unary, Value};
+use crate::ir::{Activation, AttentionMask, Scores, TensorType, Unary, Value};
 use crate::ir::{Binary, Builder, DType, Dim, Float, Graph, Op, Reduction, RopeStyle, Scalar};
 use crate::rewrite::{near_misses, rewrite, rewrite_by};
 use serde::de::DeserializeOwned;
@@ -190,9 +190,10 @@ impl Reader {
                 let (scores, sinks) = scores(attributes);
                 Op::ScaledDotProductAttention { scores, sinks }
             }
-            "mean" | "mean_last" | "max_last" => Op::Reduce {
+            "mean" | "mean_last" | "max_last" | "sum_last" => Op::Reduce {
                 function: match name {
                     "max_last" => Reduction::Max,
+                    "sum_last" => Reduction::Sum,
                     _ => Reduction::Mean,
                 },
                 axes: vec![if name == "mean" {
@@ -222,6 +223,10 @@ impl Reader {
             "concat" => Op::Concat { axis: axis() },
             "take" => Op::Take { axis: axis() },
             "matmul" => Op::Matmul,
+            "gated_silu" => Op::GatedActivation {
+                activation: Activation::Silu,
+            },
+            "layer_norm" => Op::LayerNorm { eps: float() },
             "rms_norm" => Op::RmsNorm { eps: float() },
             "rope_neox" => Op::Rope {
                 style: RopeStyle::Neox,

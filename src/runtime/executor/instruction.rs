@@ -137,7 +137,7 @@ pub fn execute(
             let table = rope::table(mlx, *style, heads, angles, operands.get(2)?)?;
             return rope::rotate_all(mlx, *rotary_dim, rotated, &table);
         }
-        Op::GatedActivation { activation } => pointwise::gated(mlx, *activation, x()?)?,
+        Op::GatedActivation { activation } => pointwise::gated(mlx, *activation, operands.0)?,
         Op::AttentionScores(scores) => attention::scores(context, scores, operands.0)?,
         Op::ScaledDotProductAttention { scores, sinks } => {
             attention::attend(context, scores, *sinks, operands.0)?

@@ -172,27 +172,40 @@ fn floor_divide(mlx: &Mlx, kind: DType, x: &Array, y: &Array) -> MlxResult<Array
     }
 }
 
-/// `f(x[.., :n]) * x[.., n:]`, rounded once.
-pub fn gated(mlx: &Mlx, activation: Activation, x: &Array) -> Result<Array> {
-    let narrow = dtype(x).filter(|dtype| dtype.is_half());
-    let wide = narrow.map(|_| mlx.cast(x, DType::Float32)).transpose()?;
-    let x = wide.as_ref().unwrap_or(x);
-    let axis = x
-        .ndim()
-        .checked_sub(1)
-        .ok_or_else(|| Error::Unsupported("rank 0".into()))?;
-    let size = x.shape()[axis];
-    let gate = mlx.slice(x, axis, 0, size / 2, 1)?;
-    let up = mlx.slice(x, axis, size / 2, size, 1)?;
-    let function = match activation {
-        Activation::Silu => Unary::Silu,
-        Activation::Gelu => Unary::Gelu,
-        Activation::GeluTanh => Unary::GeluTanh,
-        Activation::Relu => Unary::Relu,
+/// `f(gate) * up`, of both halves of the only operand or of two, rounded once.
+pub fn gated(mlx: &Mlx, activation: Activation, operands: &[&Array]) -> Result<Array> {
+    let wide = |x: &Array| match dtype(x) {
+        Some(narrow) if narrow.is_half() => mlx.cast(x, DType::Float32),
+        _ => Ok(x.clone()),
     };
-    let product = mlx.multiply(&compute_unary(mlx, function, &gate)?, &up)?;
-    match narrow {
-        Some(narrow) => Ok(mlx.cast(&product, narrow)?),
-        None => Ok(product),
+    let (gate, up) = match operands {
+        [gate, up] => (wide(gate)?, wide(up)?),
+        [x] => {
+            let axis = x
+                .ndim()
+                .checked_sub(1)
+                .ok_or_else(|| Error::Unsupported("rank 0".into()))?;
+            let (x, size) = (wide(x)?, x.shape()[axis]);
+            (
+                mlx.slice(&x, axis, 0, size / 2, 1)?,
+                mlx.slice(&x, axis, size / 2, size, 1)?,
+            )
+        }
+        _ => return Err(Error::Unsupported("a gate of other operands".into())),
+    };
+    let active = match activation {
+        Activation::Silu => compute_unary(mlx, Unary::Silu, &gate)?,
+        Activation::Gelu => compute_unary(mlx, Unary::Gelu, &gate)?,
+        Activation::GeluTanh => compute_unary(mlx, Unary::GeluTanh, &gate)?,
+        Activation::Relu => compute_unary(mlx, Unary::Relu, &gate)?,
+        Activation::Swish { alpha } => {
+            let alpha = scalar(mlx, alpha.get(), DType::Float32)?;
+            mlx.multiply(&gate, &mlx.sigmoid(&mlx.multiply(&gate, &alpha)?)?)?
+        }
+    };
+    let product = mlx.multiply(&active, &up)?;
+    match operands.first().and_then(|x| dtype(x)) {
+        Some(narrow) if narrow.is_half() => Ok(mlx.cast(&product, narrow)?),
+        _ => Ok(product),
     }
 }

@@ -3,7 +3,9 @@
 //! have attributes, all by a list of choices.
 
 use super::site::{Env, SITES, Values};
-use crate::ir::{AttentionMask, Binary, DType, Dim, Float, Graph, Op, Reduction, Scores};
+use crate::ir::{
+    Activation, AttentionMask, Binary, DType, Dim, Float, Graph, Op, Reduction, Scores,
+};
 use crate::ir::{TensorType, Unary, Value, infer};
 use crate::rewrite::{Pattern, language::Predicate, rewrite_by};
 use crate::rules::{Numerics, Rule};
@@ -174,6 +176,17 @@ fn operators(
                 })
             })
             .collect(),
+        "gated_activation" => vec![
+            Op::GatedActivation {
+                activation: Activation::Silu,
+            },
+            Op::GatedActivation {
+                activation: Activation::GeluTanh,
+            },
+        ],
+        "layer_norm" => vec![Op::LayerNorm {
+            eps: Float::new(env.eps),
+        }],
         "rms_norm" => vec![Op::RmsNorm {
             eps: Float::new(env.eps),
         }],

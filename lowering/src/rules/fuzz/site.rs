@@ -119,6 +119,8 @@ pub const SITES: &[(Site, Option<&str>)] = &[
     (|env, values| rotate_half_batch(env, values, 1), None),
     (|env, values| rotate_half_batch(env, values, 2), None),
     (gate, None),
+    (gate_pair, None),
+    (gate_halves, Some("gated_activation")),
     (linear, None),
     (gather, None),
     (batches, None),
@@ -143,6 +145,7 @@ fn norm(env: &Env, values: &mut Values) -> Option<()> {
         values.input(dtype, &rows[1..]);
     }
     values.constant(env.eps, DType::Float32);
+    values.constant(env.columns as f64, DType::Float32);
     Some(())
 }
 
@@ -286,6 +289,22 @@ fn batches(env: &Env, values: &mut Values) -> Option<()> {
     values.input(env.dtype, &[Dim::Fixed(2 * env.heads), n, t]);
     values.shapes = Some(vec![vec![2.into(), Dim::Fixed(env.heads), t, t]]);
     Some(())
+}
+
+/// Gates with what they let through, and their scales.
+fn gate_pair(env: &Env, values: &mut Values) -> Option<()> {
+    values.input(env.dtype, &[env.t(), Dim::Fixed(env.columns)]);
+    values.input(env.dtype, &[env.t(), Dim::Fixed(env.columns)]);
+    values.constant(1.702, DType::Float32);
+    values.constant(0.5, env.dtype);
+    Some(())
+}
+
+/// Both halves of an operand.
+fn gate_halves(env: &Env, values: &mut Values) -> Option<()> {
+    let x = values.leaf(env.dtype, &[env.t(), Dim::Fixed(2 * env.columns)]);
+    values.cut(x, 0, env.columns, 1)?;
+    values.cut(x, env.columns, 2 * env.columns, 1)
 }
 
 fn linear(env: &Env, values: &mut Values) -> Option<()> {
