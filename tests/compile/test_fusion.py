@@ -33,9 +33,7 @@ _MODELS = {
 }
 _DEFAULT = [(torch.float32, 2), (torch.bfloat16, 1)]
 _CASES = [
-    pytest.param(
-        name, dtype, batch, marks=() if (dtype, batch) in _DEFAULT else pytest.mark.sweep
-    )
+    pytest.param(name, dtype, batch, marks=() if (dtype, batch) in _DEFAULT else pytest.mark.sweep)
     for name in _MODELS
     for dtype in (torch.float32, torch.bfloat16)
     for batch in (1, 2)

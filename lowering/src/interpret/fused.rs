@@ -122,11 +122,12 @@ pub(super) fn rope(
         let before = head.to_vec();
         for i in 0..half {
             let (first, second) = match style {
-                RopeStyle::Gptj => (2 * i, 2 * i + 1),
+                RopeStyle::Gptj | RopeStyle::RotatePairs => (2 * i, 2 * i + 1),
                 RopeStyle::Neox | RopeStyle::RotateHalf => (i, i + half),
             };
             let (first_angle, second_angle) = match style {
                 RopeStyle::RotateHalf => (i, i + half),
+                RopeStyle::RotatePairs => (2 * i, 2 * i + 1),
                 RopeStyle::Neox | RopeStyle::Gptj => (i, i),
             };
             let at = |angle: usize| token * columns + angle;

@@ -96,7 +96,7 @@ fn check(op: &Op, operands: &[&Tensor]) -> Result<(), String> {
                 return Err("no cos and sin".into());
             };
             let needed = match style {
-                RopeStyle::RotateHalf => *rotary_dim,
+                RopeStyle::RotateHalf | RopeStyle::RotatePairs => *rotary_dim,
                 _ => rotary_dim / 2,
             };
             let fits = |x: &&Tensor| {

@@ -329,7 +329,7 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             };
             let columns = match style {
                 RopeStyle::Neox | RopeStyle::Gptj => rotary_dim / 2,
-                RopeStyle::RotateHalf => *rotary_dim,
+                RopeStyle::RotateHalf | RopeStyle::RotatePairs => *rotary_dim,
             };
             for x in rotated {
                 let rank = x.rank();

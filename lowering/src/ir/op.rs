@@ -211,6 +211,8 @@ pub enum RopeStyle {
     /// As `Neox`, with `cos` and `sin` of `[t, n]`, a value for each element (Hugging Face
     /// `apply_rotary_pos_emb`): `x * cos + [-x2, x1] * sin`.
     RotateHalf,
+    /// As `Gptj`, with `cos` and `sin` of `[t, n]` (Hugging Face Cohere and GLM).
+    RotatePairs,
 }
 
 /// The gate's function in a gated MLP.

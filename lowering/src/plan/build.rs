@@ -271,23 +271,30 @@ impl Planner<'_> {
 /// Rotations by the same angles become one operator, as vLLM's rotary embedding is one module for
 /// queries and keys.
 fn merge_ropes(graph: &Graph) -> Graph {
-    let mut groups: BTreeMap<(Op, Value, Value), Vec<NodeId>> = BTreeMap::new();
+    // Neighbours in topological order only, so that no merged operator needs a later one.
+    let mut groups: Vec<Vec<NodeId>> = Vec::new();
+    let key = |id: NodeId| {
+        let operands = graph.operands(id);
+        (&graph.node(id).op, operands[0], operands[1])
+    };
     for id in graph.topological() {
-        if let op @ Op::Rope { .. } = &graph.node(id).op {
-            let operands = graph.operands(id);
-            groups
-                .entry((op.clone(), operands[0], operands[1]))
-                .or_default()
-                .push(id);
+        if !matches!(graph.node(id).op, Op::Rope { .. }) {
+            continue;
+        }
+        match groups.last_mut() {
+            Some(group) if key(group[0]) == key(id) && independent(graph, group, id) => {
+                group.push(id);
+            }
+            _ => groups.push(vec![id]),
         }
     }
-    groups.retain(|_, members| members.len() > 1 && independent(graph, members));
+    groups.retain(|members| members.len() > 1);
     let mut merged = Graph::default();
     let mut renamed: FxHashMap<Value, Value> = FxHashMap::default();
     // A merged operator stands where its last member stood; what lies between moves behind it only
     // if it needs a member, so members are emitted by need.
     let group_of: FxHashMap<NodeId, &Vec<NodeId>> = groups
-        .values()
+        .iter()
         .flat_map(|members| members.iter().map(move |member| (*member, members)))
         .collect();
     for root in graph.outputs.iter().map(|output| output.node) {
@@ -346,25 +353,21 @@ fn merge_ropes(graph: &Graph) -> Graph {
     merged
 }
 
-/// No member is computed from another.
-fn independent(graph: &Graph, members: &[NodeId]) -> bool {
-    members.iter().all(|member| {
-        let mut stack: Vec<NodeId> = graph
-            .operands(*member)
-            .iter()
-            .map(|value| value.node)
-            .collect();
-        let mut seen = FxHashSet::default();
-        while let Some(id) = stack.pop() {
-            if members.contains(&id) {
+/// The node is computed from none of the members.
+fn independent(graph: &Graph, members: &[NodeId], id: NodeId) -> bool {
+    let mut stack = vec![id];
+    let mut seen = FxHashSet::default();
+    while let Some(id) = stack.pop() {
+        for operand in graph.operands(id) {
+            if members.contains(&operand.node) {
                 return false;
             }
-            if seen.insert(id) {
-                stack.extend(graph.operands(id).iter().map(|value| value.node));
+            if seen.insert(operand.node) {
+                stack.push(operand.node);
             }
         }
-        true
-    })
+    }
+    true
 }
 
 /// A region's instructions in order, with the source of each.

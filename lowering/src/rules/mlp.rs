@@ -9,8 +9,8 @@
 use super::{Guard, Match, Numerics, Right, Rule};
 use crate::ir::{Activation, Float, Op, Unary};
 
-const SAME_TYPE: Guard = ("gate and result have one type", |m| {
-    m.root_type() == m.type_of("?g")
+const SAME_TYPE: Guard = ("gate and up have one type", |m| {
+    m.type_of("?g") == m.type_of("?u")
 });
 const ALPHA: Guard = ("the sigmoid's scale is a constant", |m| {
     m.scalar("?a").is_some_and(f64::is_finite)
@@ -147,20 +147,20 @@ pub(super) mod tests {
         ("relu_and_mul", Differs, "(mul (relu (slice:0:0:4 x:bf16[8,3])) (slice:0:4:8 x))"),
         ("silu_gate", Fuses("gated_activation"), "(mul (silu g:bf16[2,t,8]) u:bf16[2,t,8])"),
         ("silu_gate", Fuses("gated_activation"), "(mul u:bf16[2,t,8] (silu g:bf16[2,t,8]))"),
-        ("silu_gate", Refuses("gate and result have one type"), "(mul u:bf16[2,t,8] (silu g:bf16[8]))"),
+        ("silu_gate", Refuses("gate and up have one type"), "(mul u:bf16[2,t,8] (silu g:bf16[8]))"),
         ("gelu_gate", Fuses("gated_activation"), "(mul (gelu g:bf16[t,8]) u:bf16[t,8])"),
-        ("gelu_gate", Refuses("gate and result have one type"), "(mul u:bf16[2,t,8] (gelu g:bf16[8]))"),
+        ("gelu_gate", Refuses("gate and up have one type"), "(mul u:bf16[2,t,8] (gelu g:bf16[8]))"),
         ("gelu_tanh_gate", Fuses("gated_activation"), "(mul (gelu_tanh g:bf16[t,8]) u:bf16[t,8])"),
-        ("gelu_tanh_gate", Refuses("gate and result have one type"), "(mul u:bf16[2,t,8] (gelu_tanh g:bf16[8]))"),
+        ("gelu_tanh_gate", Refuses("gate and up have one type"), "(mul u:bf16[2,t,8] (gelu_tanh g:bf16[8]))"),
         ("relu_gate", Fuses("gated_activation"), "(mul (relu g:bf16[t,8]) u:bf16[t,8])"),
-        ("relu_gate", Refuses("gate and result have one type"), "(mul u:bf16[2,t,8] (relu g:bf16[8]))"),
+        ("relu_gate", Refuses("gate and up have one type"), "(mul u:bf16[2,t,8] (relu g:bf16[8]))"),
         ("silu", Fuses("silu"), "(mul x:bf16[t,8] (sigmoid x))"),
         ("silu", Differs, "(mul x:bf16[t,8] (sigmoid y:bf16[t,8]))"),
         ("swish_gate", Fuses("gated_activation"), "(mul (mul g:f32[t,8] (sigmoid (mul g 1.702))) u:f32[t,8])"),
-        ("swish_gate", Refuses("gate and result have one type"), "(mul (mul g:f32[8] (sigmoid (mul g 1.702))) u:f32[t,8])"),
+        ("swish_gate", Refuses("gate and up have one type"), "(mul (mul g:f32[8] (sigmoid (mul g 1.702))) u:f32[t,8])"),
         ("swish_gate", Refuses("the sigmoid's scale is a constant"), "(mul (mul g:f32[t,8] (sigmoid (mul g a:f32[1]))) u:f32[t,8])"),
         ("swish_gate_rounded", Fuses("gated_activation"), "(mul (mul g:bf16[t,8] (sigmoid (cast:bf16 (mul (cast:f32 g) 1.702)))) u:bf16[t,8])"),
-        ("swish_gate_rounded", Refuses("gate and result have one type"), "(mul (mul g:bf16[8] (sigmoid (cast:bf16 (mul (cast:f32 g) 1.702)))) u:bf16[t,8])"),
+        ("swish_gate_rounded", Refuses("gate and up have one type"), "(mul (mul g:bf16[8] (sigmoid (cast:bf16 (mul (cast:f32 g) 1.702)))) u:bf16[t,8])"),
         ("swish_gate_rounded", Refuses("the sigmoid's scale is a constant"), "(mul (mul g:bf16[t,8] (sigmoid (cast:bf16 (mul (cast:f32 g) a:f32[1])))) u:bf16[t,8])"),
         ("gate_of_halves", Fuses("gated_activation"), "(gated_silu (slice:1:0:4 x:bf16[t,8]) (slice:1:4:8 x))"),
         ("gate_of_halves", Refuses("gate and up are the halves of one operand"), "(gated_silu (slice:1:4:8 x:bf16[t,8]) (slice:1:0:4 x))"),

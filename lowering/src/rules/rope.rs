@@ -105,35 +105,67 @@ fn rope(m: &Match, style: RopeStyle, (whole, rotary_dim): (Id, i64)) -> Option<R
 const ROTATED_HALF: Guard = ("[-x2, x1] is x rotated by half", |m| {
     half_rotated(m).is_some()
 });
+const ROTATED_PAIRS: Guard = ("x1 and x2 are the even and odd elements of x", |m| {
+    pairs_rotated(m).is_some()
+});
 const LAYOUT: Guard = ("cos and sin are rows [t, r] for all heads", |m| {
-    layout(m).is_some()
+    layout(m, half_rotated(m)).is_some()
+});
+const PAIRS_LAYOUT: Guard = ("cos and sin are rows [t, r] for all heads", |m| {
+    layout(m, pairs_rotated(m)).is_some()
+});
+const STACKED: Guard = ("-x2 and x1 are interleaved on the last axis", |m| {
+    let columns = |name| m.type_of(name).and_then(|t| t.last());
+    let rank = |name| m.type_of(name).map_or(0, |t| t.rank());
+    columns("?y1") == Some(Dim::Fixed(1))
+        && columns("?y2") == Some(Dim::Fixed(1))
+        && rank("?y1") == rank("?x1") + 1
+        && m.type_of("?z").map(|z| &z.shape) == m.type_of("?x").map(|x| &x.shape)
 });
 const TAIL: Guard = ("the rest of the head follows the rotated part", |m| {
-    let tail = m.last_axis_slice("?tail");
-    half_rotated(m)
-        .zip(tail)
-        .is_some_and(|((whole, rotary_dim), tail)| {
-            m.same(tail.whole, whole)
-                && (tail.start, tail.stop, tail.step) == (rotary_dim, tail.length, 1)
-        })
+    is_tail(m, half_rotated(m))
+});
+const PAIRS_TAIL: Guard = ("the rest of the head follows the rotated part", |m| {
+    is_tail(m, pairs_rotated(m))
 });
 
 /// The heads of which `?x` is the whole or the first part, and the size of that part.
 fn half_rotated(m: &Match) -> Option<(Id, i64)> {
-    let (whole, rotary_dim) = halves(m)?;
+    covered(m, halves(m)?)
+}
+
+fn pairs_rotated(m: &Match) -> Option<(Id, i64)> {
+    covered(m, even_odd(m)?)
+}
+
+fn covered(m: &Match, (whole, rotary_dim): (Id, i64)) -> Option<(Id, i64)> {
     let covers = match m.last_axis_slice("?x") {
         Some(part) => {
             m.same(part.whole, whole) && (part.start, part.stop, part.step) == (0, rotary_dim, 1)
         }
         None => false,
     };
-    (covers || m.same(m.id("?x"), whole)).then_some((whole, rotary_dim))
+    let is_whole = || {
+        let length = m.type_of("?x").and_then(|x| x.last());
+        m.same(m.id("?x"), whole) && length == Some(Dim::Fixed(rotary_dim))
+    };
+    (covers || is_whole()).then_some((whole, rotary_dim))
+}
+
+fn is_tail(m: &Match, rotated: Option<(Id, i64)>) -> bool {
+    let tail = m.last_axis_slice("?tail");
+    rotated
+        .zip(tail)
+        .is_some_and(|((whole, rotary_dim), tail)| {
+            m.same(tail.whole, whole)
+                && (tail.start, tail.stop, tail.step) == (rotary_dim, tail.length, 1)
+        })
 }
 
 /// How heads are laid out: the permutation to `[.., t, heads, d]`, its own inverse, and the shape
 /// `[.., t, r]` of their angles.
-fn layout(m: &Match) -> Option<(Vec<usize>, Vec<Dim>)> {
-    let (whole, rotary_dim) = half_rotated(m)?;
+fn layout(m: &Match, rotated: Option<(Id, i64)>) -> Option<(Vec<usize>, Vec<Dim>)> {
+    let (whole, rotary_dim) = rotated?;
     let shape = &m.type_of_id(whole)?.shape;
     if m.type_of("?c")? != m.type_of("?s")? {
         return None;
@@ -161,9 +193,9 @@ fn layout(m: &Match) -> Option<(Vec<usize>, Vec<Dim>)> {
 }
 
 /// `rope` of heads in any layout, back in that layout.
-fn rotate_half(m: &Match) -> Option<Build> {
-    let (whole, rotary_dim) = half_rotated(m)?;
-    let (permutation, angles) = layout(m)?;
+fn rotate(m: &Match, style: RopeStyle, rotated: Option<(Id, i64)>) -> Option<Build> {
+    let (whole, rotary_dim) = rotated?;
+    let (permutation, angles) = layout(m, rotated)?;
     let straight = permutation.windows(2).all(|pair| pair[0] < pair[1]);
     let transpose = |x| match straight {
         true => x,
@@ -178,12 +210,27 @@ fn rotate_half(m: &Match) -> Option<Build> {
         let shape = angles.clone();
         m.node(Op::Reshape { shape }, &[name])
     };
-    let op = Op::Rope {
-        style: RopeStyle::RotateHalf,
-        rotary_dim,
-    };
+    let op = Op::Rope { style, rotary_dim };
     let x = transpose(Build::Class(whole));
     Some(transpose(Build::Node(op, vec![rows("?c"), rows("?s"), x])))
+}
+
+/// As [`rotate`], cut to the part that is rotated.
+fn rotate_first(m: &Match, style: RopeStyle, part: Option<(Id, i64)>) -> Option<Right> {
+    let (whole, rotary_dim) = part?;
+    let length = m.type_of_id(whole)?.last()?;
+    let rotated = rotate(m, style, part)?;
+    if length == Dim::Fixed(rotary_dim) {
+        return Some(rotated.into());
+    }
+    let cut = Op::Slice {
+        axis: m.type_of_id(whole)?.rank() - 1,
+        start: 0.into(),
+        stop: rotary_dim.into(),
+        step: 1,
+        length,
+    };
+    Some(Build::Node(cut, vec![rotated]).into())
 }
 
 #[rustfmt::skip]
@@ -210,17 +257,22 @@ pub(super) const RULES: &[Rule] = &[
         numerics: Numerics::Improves,
         left: "(add (mul ?x ?c) (mul (concat_last (neg ?x2) ?x1) ?s))",
         guards: &[ROTATED_HALF, LAYOUT],
-        right: |m| {
-            let (whole, rotary_dim) = half_rotated(m)?;
-            let length = m.type_of_id(whole)?.last()?;
-            let axis = m.type_of_id(whole)?.rank() - 1;
-            let rotated = rotate_half(m)?;
-            if length == Dim::Fixed(rotary_dim) {
-                return Some(rotated.into());
-            }
-            let cut = Op::Slice { axis, start: 0.into(), stop: rotary_dim.into(), step: 1, length };
-            Some(Build::Node(cut, vec![rotated]).into())
-        },
+        right: |m| rotate_first(m, RopeStyle::RotateHalf, half_rotated(m)),
+    },
+    // x * cos + interleave(-x2, x1) * sin  =>  rope(x)
+    Rule {
+        name: "rope_rotate_pairs",
+        numerics: Numerics::Improves,
+        left: "(add (mul ?x ?c) (mul ?z:(reshape (concat_last ?y2:(reshape (neg ?x2)) ?y1:(reshape ?x1))) ?s))",
+        guards: &[ROTATED_PAIRS, PAIRS_LAYOUT, STACKED],
+        right: |m| rotate_first(m, RopeStyle::RotatePairs, pairs_rotated(m)),
+    },
+    Rule {
+        name: "rope_rotate_pairs_partial",
+        numerics: Numerics::Improves,
+        left: "(concat_last (add (mul ?x ?c) (mul ?z:(reshape (concat_last ?y2:(reshape (neg ?x2)) ?y1:(reshape ?x1))) ?s)) ?tail)",
+        guards: &[ROTATED_PAIRS, PAIRS_LAYOUT, STACKED, PAIRS_TAIL],
+        right: |m| rotate(m, RopeStyle::RotatePairs, pairs_rotated(m)).map(Right::from),
     },
     // [x * cos + [-x2, x1] * sin, x[r..]]  =>  rope(x)
     Rule {
@@ -228,7 +280,7 @@ pub(super) const RULES: &[Rule] = &[
         numerics: Numerics::Improves,
         left: "(concat_last (add (mul ?x ?c) (mul (concat_last (neg ?x2) ?x1) ?s)) ?tail)",
         guards: &[ROTATED_HALF, LAYOUT, TAIL],
-        right: |m| rotate_half(m).map(Right::from),
+        right: |m| rotate(m, RopeStyle::RotateHalf, half_rotated(m)).map(Right::from),
     },
     // [rope(x)[..r], x[r..]]  =>  rope(x)
     Rule {
@@ -263,6 +315,15 @@ pub(super) mod tests {
         ("rope_rotate_half", Refuses("cos and sin are rows [t, r] for all heads"), "c = cc:bf16[2,3,t,4]; s = ss:bf16[2,3,t,4]; y = h:bf16[2,3,t,4]; x1 = (slice:3:0:2 y); x2 = (slice:3:2:4 y); (add (mul y c) (mul (concat:3 (neg x2) x1) s))"),
         ("rope_rotate_half", Refuses("[-x2, x1] is x rotated by half"), "c = (reshape:t,1,4 cc:bf16[t,4]); s = (reshape:t,1,4 ss:bf16[t,4]); x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:2:4 x); (add (mul x c) (mul (concat:2 (neg x1) x2) s))"),
         ("rope_rotate_half", Refuses("cos and sin are rows [t, r] for all heads"), "c = cc:bf16[t,3,4]; s = ss:bf16[t,3,4]; x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:2:4 x); (add (mul x c) (mul (concat:2 (neg x2) x1) s))"),
+        ("rope_rotate_pairs", Fuses("rope"), "c = cc:bf16[t,1,4]; s = ss:bf16[t,1,4]; x1 = (slice:2:0:4:2 x:bf16[t,3,4]); x2 = (slice:2:1:4:2 x); (add (mul x c) (mul (reshape:t,3,4 (concat:3 (reshape:t,3,2,1 (neg x2)) (reshape:t,3,2,1 x1))) s))"),
+        ("rope_rotate_pairs", Refuses("x1 and x2 are the even and odd elements of x"), "c = cc:bf16[t,1,4]; s = ss:bf16[t,1,4]; x1 = (slice:2:0:2 x:bf16[t,3,4]); x2 = (slice:2:2:4 x); (add (mul x c) (mul (reshape:t,3,4 (concat:3 (reshape:t,3,2,1 (neg x2)) (reshape:t,3,2,1 x1))) s))"),
+        ("rope_rotate_pairs", Refuses("cos and sin are rows [t, r] for all heads"), "c = cc:bf16[t,3,4]; s = ss:bf16[t,3,4]; x1 = (slice:2:0:4:2 x:bf16[t,3,4]); x2 = (slice:2:1:4:2 x); (add (mul x c) (mul (reshape:t,3,4 (concat:3 (reshape:t,3,2,1 (neg x2)) (reshape:t,3,2,1 x1))) s))"),
+        ("rope_rotate_pairs", Refuses("-x2 and x1 are interleaved on the last axis"), "c = cc:bf16[t,1,4]; s = ss:bf16[t,1,4]; x1 = (slice:2:0:4:2 x:bf16[t,3,4]); x2 = (slice:2:1:4:2 x); (add (mul x c) (mul (reshape:t,3,4 (concat:3 (reshape:t,3,1,2 (neg x2)) (reshape:t,3,1,2 x1))) s))"),
+        ("rope_rotate_pairs_partial", Fuses("rope"), "c = cc:bf16[t,1,4]; s = ss:bf16[t,1,4]; x1 = (slice:2:0:4:2 x:bf16[t,3,6]); x2 = (slice:2:1:4:2 x); p = (slice:2:0:4 x); (concat:2 (add (mul p c) (mul (reshape:t,3,4 (concat:3 (reshape:t,3,2,1 (neg x2)) (reshape:t,3,2,1 x1))) s)) (slice:2:4:6 x))"),
+        ("rope_rotate_pairs_partial", Refuses("x1 and x2 are the even and odd elements of x"), "c = cc:bf16[t,1,4]; s = ss:bf16[t,1,4]; x1 = (slice:2:0:2 x:bf16[t,3,6]); x2 = (slice:2:2:4 x); p = (slice:2:0:4 x); (concat:2 (add (mul p c) (mul (reshape:t,3,4 (concat:3 (reshape:t,3,2,1 (neg x2)) (reshape:t,3,2,1 x1))) s)) (slice:2:4:6 x))"),
+        ("rope_rotate_pairs_partial", Refuses("cos and sin are rows [t, r] for all heads"), "c = cc:bf16[t,3,4]; s = ss:bf16[t,3,4]; x1 = (slice:2:0:4:2 x:bf16[t,3,6]); x2 = (slice:2:1:4:2 x); p = (slice:2:0:4 x); (concat:2 (add (mul p c) (mul (reshape:t,3,4 (concat:3 (reshape:t,3,2,1 (neg x2)) (reshape:t,3,2,1 x1))) s)) (slice:2:4:6 x))"),
+        ("rope_rotate_pairs_partial", Refuses("-x2 and x1 are interleaved on the last axis"), "c = cc:bf16[t,1,4]; s = ss:bf16[t,1,4]; x1 = (slice:2:0:4:2 x:bf16[t,3,6]); x2 = (slice:2:1:4:2 x); p = (slice:2:0:4 x); (concat:2 (add (mul p c) (mul (reshape:t,3,4 (concat:3 (reshape:t,3,1,2 (neg x2)) (reshape:t,3,1,2 x1))) s)) (slice:2:4:6 x))"),
+        ("rope_rotate_pairs_partial", Refuses("the rest of the head follows the rotated part"), "c = cc:bf16[t,1,4]; s = ss:bf16[t,1,4]; x1 = (slice:2:0:4:2 x:bf16[t,3,6]); x2 = (slice:2:1:4:2 x); p = (slice:2:0:4 x); (concat:2 (add (mul p c) (mul (reshape:t,3,4 (concat:3 (reshape:t,3,2,1 (neg x2)) (reshape:t,3,2,1 x1))) s)) (slice:2:0:2 x))"),
         ("rope_rotate_half_partial", Fuses("rope"), "c = (reshape:t,1,4 cc:bf16[t,4]); s = (reshape:t,1,4 ss:bf16[t,4]); x1 = (slice:2:0:2 x:bf16[t,3,6]); x2 = (slice:2:2:4 x); p = (slice:2:0:4 x); (concat:2 (add (mul p c) (mul (concat:2 (neg x2) x1) s)) (slice:2:4:6 x))"),
         ("rope_rotate_half_partial", Refuses("[-x2, x1] is x rotated by half"), "c = (reshape:t,1,4 cc:bf16[t,4]); s = (reshape:t,1,4 ss:bf16[t,4]); x1 = (slice:2:0:2 x:bf16[t,3,6]); x2 = (slice:2:2:4 x); p = (slice:2:0:4 x); (concat:2 (add (mul p c) (mul (concat:2 (neg x1) x2) s)) (slice:2:4:6 x))"),
         ("rope_rotate_half_partial", Refuses("cos and sin are rows [t, r] for all heads"), "c = cc:bf16[t,3,4]; s = ss:bf16[t,3,4]; x1 = (slice:2:0:2 x:bf16[t,3,6]); x2 = (slice:2:2:4 x); p = (slice:2:0:4 x); (concat:2 (add (mul p c) (mul (concat:2 (neg x2) x1) s)) (slice:2:4:6 x))"),

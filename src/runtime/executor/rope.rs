@@ -43,7 +43,7 @@ impl RopeTables {
 fn pair_axis(style: RopeStyle) -> i32 {
     match style {
         RopeStyle::Neox | RopeStyle::RotateHalf => 2,
-        RopeStyle::Gptj => 3,
+        RopeStyle::Gptj | RopeStyle::RotatePairs => 3,
     }
 }
 
@@ -87,11 +87,12 @@ pub fn table(
         RopeStyle::Neox => [tokens, 1, 1, columns],
         RopeStyle::Gptj => [tokens, 1, columns, 1],
         RopeStyle::RotateHalf => [tokens, 1, 2, columns / 2],
+        RopeStyle::RotatePairs => [tokens, 1, columns / 2, 2],
     };
     let cos = mlx.reshape(cos, &wide)?;
     let sin = mlx.reshape(sin, &wide)?;
     let sin = match style {
-        RopeStyle::RotateHalf => {
+        RopeStyle::RotateHalf | RopeStyle::RotatePairs => {
             let first = mlx.slice(&sin, pair as usize, 0, 1, 1)?;
             let second = mlx.slice(&sin, pair as usize, 1, 2, 1)?;
             mlx.concatenate(&[&mlx.negative(&first)?, &second], pair)?
@@ -103,6 +104,7 @@ pub fn table(
         RopeStyle::Neox => [tokens, heads, 2, columns],
         RopeStyle::Gptj => [tokens, heads, columns, 2],
         RopeStyle::RotateHalf => [tokens, heads, 2, columns / 2],
+        RopeStyle::RotatePairs => [tokens, heads, columns / 2, 2],
     };
     let cos = mlx.broadcast_to(&cos, &whole)?;
     let sin = mlx.broadcast_to(&sin, &whole)?;
@@ -133,7 +135,7 @@ fn rotate_whole(mlx: &Mlx, shape: [i32; 3], x: &Array, table: &RopeTable) -> Res
     let [tokens, heads, size] = shape;
     let pairs = match table.style {
         RopeStyle::Neox | RopeStyle::RotateHalf => [tokens, heads, 2, size / 2],
-        RopeStyle::Gptj => [tokens, heads, size / 2, 2],
+        RopeStyle::Gptj | RopeStyle::RotatePairs => [tokens, heads, size / 2, 2],
     };
     let pair = pair_axis(table.style) as usize;
     let paired = mlx.reshape(x, &pairs)?;

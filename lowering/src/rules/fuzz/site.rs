@@ -116,6 +116,7 @@ pub const SITES: &[(Site, Option<&str>)] = &[
     (|env, values| rotate_half(env, values, [0, 1, 2]), None),
     (|env, values| rotate_half(env, values, [3, 0, 1, 2]), None),
     (|env, values| rotate_half(env, values, [3, 1, 0, 2]), None),
+    (rotate_pairs, None),
     (|env, values| rotate_half_batch(env, values, 1), None),
     (|env, values| rotate_half_batch(env, values, 2), None),
     (gate, None),
@@ -202,6 +203,24 @@ fn rotate_half<const N: usize>(env: &Env, values: &mut Values, axes: [usize; N])
     angles(env, values, columns, &order([t, one, columns.into(), one]))?;
     let x = values.leaf(env.dtype, &order([t, h, d, one]));
     values.parts(env, x)
+}
+
+/// Heads `[t, heads, d]` with their even and odd elements, and angles for each element.
+fn rotate_pairs(env: &Env, values: &mut Values) -> Option<()> {
+    let one = Dim::Fixed(1);
+    let columns = env.rotated();
+    angles(env, values, columns, &[env.t(), one, columns.into()])?;
+    let x = values.leaf(env.dtype, &heads(env));
+    values.cut(x, 0, columns, 2)?;
+    values.cut(x, 1, columns, 2)?;
+    values.cut(x, 0, columns, 1)?;
+    values.cut(x, columns, columns + env.rest, 1)?;
+    let (t, h) = (env.t(), Dim::Fixed(env.heads));
+    values.shapes = Some(vec![
+        vec![t, h, env.half.into(), one],
+        vec![t, h, columns.into()],
+    ]);
+    Some(())
 }
 
 /// A batch of 2 heads `[2, heads, t, d]` with angles for each or for all of them.
