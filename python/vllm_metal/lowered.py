@@ -26,6 +26,8 @@ from vllm_metal.attention import MetalAttentionMetadata
 from vllm_metal.capture import Captured, IrOps, capture
 from vllm_metal.capture.construct import drop_storage
 from vllm_metal.islands import run_island
+from vllm_metal.progress import capturing
+from vllm_metal.progress import lowering as lowering_bar
 
 logger = init_logger("vllm.metal")
 
@@ -39,17 +41,25 @@ class Lowering:
     report: dict[str, Any]
 
 
-def lower(model: nn.Module, vllm_config: VllmConfig, *, ir_ops: IrOps = "whole") -> Lowering:
-    """Capture and lower `model`, weight-free or loaded.
+def lower(
+    model: nn.Module,
+    vllm_config: VllmConfig,
+    *,
+    ir_ops: IrOps = "whole",
+    progress: bool | None = None,
+) -> Lowering:
+    """Capture and lower `model`, weight-free or loaded, with progress bars (None: on a terminal).
 
     Raises CaptureError for a model that cannot be traced, and ValueError for a node without a
     lowering where VLLM_METAL_FALLBACK=error.
     """
     start = time.perf_counter()
-    captured = capture(model, vllm_config, ir_ops=ir_ops)
+    with capturing(model, progress):
+        captured = capture(model, vllm_config, ir_ops=ir_ops)
     seconds = time.perf_counter() - start
     options = {"refuse_fallback": envs.FALLBACK.value() == "error"}
-    plan = core.lower(captured.document, options)
+    with lowering_bar(progress):
+        plan = core.lower(captured.document, options)
     report = json.loads(plan.report_json())
     report["timings_ms"] = {"capture": seconds * 1e3, **report["timings_ms"]}
     return Lowering(captured, plan, report)
