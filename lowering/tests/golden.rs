@@ -27,9 +27,9 @@ fn snapshot(name: &str, text: &str) {
     });
 }
 
-/// Attention is an effect between regions.
+/// What strings the regions together, with attention over the KV cache between them.
 #[test]
-fn attention() {
+fn steps() {
     let lowered = lower(&document("gemma3.whole"), &Options::default()).expect("a model");
     let steps = lowered
         .plan
@@ -37,7 +37,7 @@ fn attention() {
         .iter()
         .map(|graph| dump::steps(graph, &lowered.plan));
     let text = dump::write(&steps.collect::<Vec<_>>(), Format::Text).expect("text");
-    snapshot("attention", &text);
+    snapshot("steps", &text);
 }
 
 #[test]

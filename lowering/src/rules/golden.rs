@@ -39,6 +39,16 @@ fn rope() {
     );
 }
 
+/// Attention written out: scaled scores, a mask that is added, a softmax.
+#[test]
+fn attention() {
+    golden(
+        "attention",
+        "s = (mul (matmul q:f32[2,4,t,8] (transpose:0,1,3,2 k:f32[2,4,t,8])) 0.5);
+         (matmul (softmax_last (add s mask:f32[2,1,t,t])) v:f32[2,4,t,8])",
+    );
+}
+
 /// A gated MLP with merged gate and up projections.
 #[test]
 fn mlp() {
