@@ -148,7 +148,7 @@ pub fn work(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Work {
             }
             _ => none.kernel(read, written),
         },
-        Op::Cumsum { .. } if half => none
+        Op::Scan { .. } if half => none
             .kernel(read, wide(x))
             .kernel(wide(x), wide(x))
             .kernel(wide(x), written),
