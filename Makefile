@@ -51,6 +51,7 @@ format: setup
 	$(bin)/ruff format
 
 bench: setup
+	cargo bench -p lowering
 	@for script in benches/*.py; do echo "== $$script"; $(bin)/python "$$script" || exit 1; done
 
 # Every text architecture that vLLM knows, tiny: an hour or so.

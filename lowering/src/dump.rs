@@ -4,8 +4,8 @@
 
 use crate::error::{Error, Result};
 use crate::import::{Arg, Document, FxGraph, FxNode, FxValue, NodeOp};
-use crate::ir::{AttentionMask, Graph, Op, Scores, TensorType, Value};
-use crate::plan::{GraphPlan, PlanReport, Step};
+use crate::ir::{AttentionMask, Graph, Op, Scores, Source, TensorType, Value};
+use crate::plan::{GraphPlan, Plan, PlanReport, Step, Work, effect_work, region_work};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -70,12 +70,15 @@ impl FromStr for Format {
 #[derive(Clone, Debug, Serialize)]
 pub struct Listing {
     pub title: String,
+    /// What a decode step at batch 1 launches and moves here, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work: Option<Work>,
     pub lines: Vec<Line>,
     pub outputs: Vec<String>,
 }
 
 /// One operator.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Line {
     pub results: Vec<String>,
     pub op: String,
@@ -84,6 +87,15 @@ pub struct Line {
     /// FX node, module and source line.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub source: String,
+    /// All captured nodes that the operator stands for, in the region's first call.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub consumed: Vec<Source>,
+    /// Rules that made it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<&'static str>,
+    /// What a decode step at batch 1 launches and moves here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work: Option<Work>,
 }
 
 /// Writes listings.
@@ -106,6 +118,8 @@ fn text(listing: &Listing) -> String {
         operands,
         types,
         source,
+        consumed,
+        ..
     } in &listing.lines
     {
         let _ = write!(text, "  {} = {op}", results.join(" "));
@@ -117,6 +131,9 @@ fn text(listing: &Listing) -> String {
         }
         if !source.is_empty() {
             let _ = write!(text, "    <- {source}");
+        }
+        if consumed.len() > 1 {
+            let _ = write!(text, " ({} nodes)", consumed.len());
         }
         text.push('\n');
     }
@@ -239,6 +256,7 @@ pub fn captured(document: &Document<'_>) -> Vec<Listing> {
 fn captured_graph(graph: &FxGraph<'_>) -> Listing {
     let mut listing = Listing {
         title: format!("graph {}", graph.name),
+        work: None,
         lines: vec![],
         outputs: vec![],
     };
@@ -259,6 +277,7 @@ fn captured_graph(graph: &FxGraph<'_>) -> Listing {
             operands,
             types: node.value.iter().flat_map(recorded).collect(),
             source: [&*node.module, &*node.source].join(" ").trim().to_owned(),
+            ..Line::default()
         });
     }
     listing
@@ -326,10 +345,12 @@ pub fn imported(name: &str, graph: &Graph) -> Listing {
                 .source
                 .as_ref()
                 .map_or(String::new(), |source| source.to_string()),
+            ..Line::default()
         }
     });
     Listing {
         title: format!("graph {name}"),
+        work: None,
         lines: lines.collect(),
         outputs: graph.outputs.iter().map(name_of).collect(),
     }
@@ -337,36 +358,32 @@ pub fn imported(name: &str, graph: &Graph) -> Listing {
 
 /// The unique regions of a plan.
 pub fn regions(plan: &GraphPlan, report: &PlanReport) -> Vec<Listing> {
-    plan.regions
-        .iter()
+    let planned = plan.regions.iter().zip(&report.regions);
+    let known = planned.zip(report.origins.iter().zip(&report.calls));
+    known
         .enumerate()
-        .map(|(index, region)| {
-            let calls = report.calls.get(index).copied().unwrap_or(0);
-            let lines = region
-                .instructions
-                .iter()
-                .enumerate()
-                .map(|(place, instruction)| {
-                    let source = report
-                        .sources
-                        .get(index)
-                        .and_then(|sources| sources.get(place)?.as_ref());
-                    Line {
-                        results: numbers('%', &instruction.outputs),
-                        op: describe(&instruction.op),
-                        operands: numbers('%', &instruction.inputs),
-                        types: types(&instruction.types),
-                        source: source.map_or(String::new(), |source| {
-                            format!("{} {}", source.target, source.line)
-                        }),
-                    }
-                });
+        .map(|(index, ((region, graph), (origins, calls)))| {
+            let works = region_work(graph);
+            let instructions = region.instructions.iter().zip(origins).zip(&works);
+            let lines = instructions.map(|((instruction, origin), work)| Line {
+                results: numbers('%', &instruction.outputs),
+                op: describe(&instruction.op),
+                operands: numbers('%', &instruction.inputs),
+                types: types(&instruction.types),
+                source: origin.source.as_ref().map_or(String::new(), |source| {
+                    format!("{} {}", source.target, source.line)
+                }),
+                consumed: origin.consumed.iter().map(|of| (**of).clone()).collect(),
+                rules: origin.rules.iter().map(|rule| rule.name).collect(),
+                work: Some(*work),
+            });
             Listing {
                 title: format!(
                     "{} region {index} x {calls}  ({} inputs, {} parameters)",
                     plan.name, region.num_inputs, region.num_parameters
                 ),
                 lines: lines.collect(),
+                work: Some(works.iter().copied().sum()),
                 outputs: numbers('%', &region.outputs),
             }
         })
@@ -374,13 +391,14 @@ pub fn regions(plan: &GraphPlan, report: &PlanReport) -> Vec<Listing> {
 }
 
 /// The calls and effects of a plan.
-pub fn steps(plan: &GraphPlan) -> Listing {
+pub fn steps(graph: &GraphPlan, plan: &Plan) -> Listing {
     let name = |index: &u32| {
-        plan.parameters
+        graph
+            .parameters
             .get(*index as usize)
             .map_or(String::new(), |p| p.name.clone())
     };
-    let lines = plan.steps.iter().map(|step| match step {
+    let lines = graph.steps.iter().map(|step| match step {
         Step::Call {
             region,
             inputs,
@@ -394,8 +412,7 @@ pub fn steps(plan: &GraphPlan) -> Listing {
                 .into_iter()
                 .chain(parameters.iter().map(name))
                 .collect(),
-            types: vec![],
-            source: String::new(),
+            ..Line::default()
         },
         Step::Effect {
             op,
@@ -408,12 +425,14 @@ pub fn steps(plan: &GraphPlan) -> Listing {
             op: describe(op),
             operands: numbers('$', inputs),
             types: types(result),
-            source: String::new(),
+            work: Some(effect_work(op, &plan.layers, &plan.dtype)),
+            ..Line::default()
         },
     });
     Listing {
-        title: format!("graph {}", plan.name),
+        title: format!("graph {}", graph.name),
+        work: None,
         lines: lines.collect(),
-        outputs: numbers('$', &plan.outputs),
+        outputs: numbers('$', &graph.outputs),
     }
 }

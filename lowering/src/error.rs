@@ -28,6 +28,14 @@ pub enum Error {
         location: Box<Source>,
     },
 
+    /// Nothing has the name that was asked for.
+    #[error("no {what} is called {name:?}; near: {near}")]
+    Unknown {
+        what: &'static str,
+        name: String,
+        near: String,
+    },
+
     /// The verifier found an ill-typed graph: a defect of the lowering, not of the model.
     #[error(
         "internal error after {stage}: {reason}; please report it with the output of `python -m vllm_metal.lower MODEL --stage captured --format json`"

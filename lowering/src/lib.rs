@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Lowers FX graphs of PyTorch models to plans for MLX. Knows neither MLX nor Python.
 
+pub mod diff;
 pub mod dump;
 pub mod error;
+pub mod explain;
 pub mod import;
 pub mod interpret;
 pub mod ir;

@@ -4,8 +4,8 @@
 use crate::dump::{self, Format, Listing, Stage};
 use crate::error::Result;
 use crate::import::{Document, Program, import};
-use crate::plan::{self, PLAN_FORMAT, PLAN_VERSION, Plan, PlanReport, Step};
-use crate::report::{Regions, Report, Stages, Timings, census, fallbacks};
+use crate::plan::{self, GraphPlan, PLAN_FORMAT, PLAN_VERSION, Plan, PlanReport, Step};
+use crate::report::{self, Regions, Report, Stages, Timings, census, fallbacks};
 use std::time::Instant;
 
 /// What a caller may choose.
@@ -26,10 +26,17 @@ pub struct Lowered {
 }
 
 impl Lowered {
+    /// Each graph's plan with how it was planned.
+    pub fn planned(&self) -> impl Iterator<Item = (&GraphPlan, &PlanReport)> {
+        self.plan.graphs.iter().zip(&self.reports)
+    }
+
     /// A stage as text, JSON or DOT.
     pub fn dump(&self, stage: Stage, format: Format) -> Result<String> {
-        let planned = || self.plan.graphs.iter().zip(&self.reports);
-        let regions = || planned().flat_map(|(graph, report)| dump::regions(graph, report));
+        let regions = || {
+            self.planned()
+                .flat_map(|(graph, report)| dump::regions(graph, report))
+        };
         let listings: Vec<Listing> = match stage {
             Stage::Captured => dump::captured(&Document::parse(&self.document)?),
             Stage::Imported => self
@@ -40,7 +47,12 @@ impl Lowered {
                 .collect(),
             Stage::Fused => regions().collect(),
             Stage::Plan => regions()
-                .chain(self.plan.graphs.iter().map(dump::steps))
+                .chain(
+                    self.plan
+                        .graphs
+                        .iter()
+                        .map(|graph| dump::steps(graph, &self.plan)),
+                )
                 .collect(),
         };
         dump::write(&listings, format)
@@ -114,12 +126,9 @@ pub fn lower(document: &[u8], options: &Options) -> Result<Lowered> {
                 .sum(),
             unique: plan.graphs.iter().map(|graph| graph.regions.len()).sum(),
         },
-        rules: reports.iter().fold(Default::default(), |mut all, report| {
-            for (rule, count) in &report.rules {
-                *all.entry(*rule).or_insert(0) += count;
-            }
-            all
-        }),
+        rules: report::rules(&reports),
+        near_misses: report::near_misses(&reports)?,
+        decode: plan::decode(&plan.graphs, &reports, &plan.layers, &plan.dtype),
         plan_sha256,
         timings_ms: Timings {
             import: import_time,

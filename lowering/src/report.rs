@@ -4,7 +4,9 @@
 use crate::error::{Error, Result};
 use crate::import::{Fallback, Program};
 use crate::ir::Op;
-use crate::plan::{Plan, PlanReport, Step};
+use crate::plan::{Decode, Plan, PlanReport, Step};
+use crate::rewrite::all_near_misses;
+use crate::rules::{Numerics, Rule, all};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -21,8 +23,13 @@ pub struct Report {
     pub lowered: BTreeMap<String, usize>,
     pub fallback: Vec<FallbackReport>,
     pub regions: Regions,
-    /// Rules that joined anything while the unique regions were rewritten.
-    pub rules: BTreeMap<&'static str, usize>,
+    /// Rules whose left side was found while the unique regions were rewritten.
+    pub rules: BTreeMap<&'static str, RuleReport>,
+    /// For rules that a fused graph still holds the left side of: how often each guard is the first
+    /// that refuses, over all calls.
+    pub near_misses: BTreeMap<&'static str, BTreeMap<&'static str, usize>>,
+    /// One decode step at batch 1.
+    pub decode: Decode,
     pub plan_sha256: String,
     pub timings_ms: Timings,
 }
@@ -61,6 +68,51 @@ pub struct Timings {
     pub import: f64,
     pub rewrite: f64,
     pub plan: f64,
+}
+
+/// What became of a rule.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct RuleReport {
+    pub numerics: Numerics,
+    /// How often its left side was found.
+    pub matches: usize,
+    /// How often it joined something: its guards held, and the result was new.
+    pub applied: usize,
+}
+
+/// What became of each rule.
+pub fn rules(reports: &[PlanReport]) -> BTreeMap<&'static str, RuleReport> {
+    let count = |counts: fn(&PlanReport) -> &BTreeMap<&'static str, usize>, name: &str| {
+        let of_graphs = reports.iter().filter_map(|report| counts(report).get(name));
+        of_graphs.sum::<usize>()
+    };
+    let of_rule = |rule: &'static Rule| {
+        let report = RuleReport {
+            numerics: rule.numerics,
+            matches: count(|report| &report.matched, rule.name),
+            applied: count(|report| &report.rules, rule.name),
+        };
+        (report.matches > 0).then_some((rule.name, report))
+    };
+    all().filter_map(of_rule).collect()
+}
+
+/// Near misses by rule and first failed guard, over all calls.
+pub fn near_misses(
+    reports: &[PlanReport],
+) -> Result<BTreeMap<&'static str, BTreeMap<&'static str, usize>>> {
+    let mut counts: BTreeMap<&'static str, BTreeMap<&'static str, usize>> = BTreeMap::new();
+    for report in reports {
+        for (region, calls) in report.regions.iter().zip(&report.calls) {
+            for (rule, missed) in all_near_misses(region)? {
+                let of_rule = counts.entry(rule.name).or_default();
+                for guard in missed.iter().filter_map(|miss| miss.failed.first()) {
+                    *of_rule.entry(guard).or_default() += calls;
+                }
+            }
+        }
+    }
+    Ok(counts)
 }
 
 /// One kind of node that runs in PyTorch.

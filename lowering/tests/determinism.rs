@@ -31,6 +31,38 @@ fn whole_and_decomposed_captures_give_the_same_plan() {
     }
 }
 
+/// In a process that this test starts: what it prints there.
+const CHILD: &str = "LOWERING_TEST_CHILD";
+
+#[test]
+fn fresh_processes_make_the_same_plans() {
+    let hashes = || {
+        MODELS.map(|model| {
+            let lowered = lower(&document(&format!("{model}.whole")), &Options::default());
+            lowered.expect("a model that lowers").report.plan_sha256
+        })
+    };
+    let expected = format!("{CHILD}: {:?}", hashes());
+    if std::env::var_os(CHILD).is_some() {
+        println!("\n{expected}");
+        return;
+    }
+    let program = std::env::current_exe().expect("this program");
+    for process in 0..20 {
+        let output = std::process::Command::new(&program)
+            .args([
+                "--exact",
+                "fresh_processes_make_the_same_plans",
+                "--nocapture",
+            ])
+            .env(CHILD, "1")
+            .output()
+            .expect("a process");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains(&expected), "process {process}: {text}");
+    }
+}
+
 /// Names of the nodes that an argument refers to.
 fn references(arg: &Value, names: &mut Vec<String>) {
     match arg {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a layer becomes, as text to review by eye: `tests/golden/*.txt`.
+//! What a layer becomes, as text to review by eye: `tests/snapshots`.
 //!
-//! `LOWERING_UPDATE_GOLDEN=1 cargo test -p lowering --test golden` writes the files anew.
+//! `INSTA_UPDATE=always cargo test -p lowering --test golden` writes the snapshots anew. Small ones,
+//! one of each family of rules, stand in `src/rules/golden.rs`.
 
 mod common;
 
 use common::document;
-use lowering::dump::{Format, Stage};
+use lowering::dump::{self, Format, Stage};
 use lowering::lower::{Options, lower};
-use std::path::PathBuf;
 
 fn golden(name: &str, model: &str, has: &[&str]) {
     let lowered = lower(&document(model), &Options::default()).expect("a model that lowers");
@@ -18,17 +18,26 @@ fn golden(name: &str, model: &str, has: &[&str]) {
     for operator in has {
         assert!(text.contains(operator), "{name}: no {operator}");
     }
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let path = folder.join(format!("{name}.txt"));
-    if std::env::var_os("LOWERING_UPDATE_GOLDEN").is_some() {
-        std::fs::write(&path, &text).expect("a folder that can be written");
-    }
-    let expected = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        text == expected,
-        "{name} is not as in {}; LOWERING_UPDATE_GOLDEN=1 writes it anew:\n{text}",
-        path.display()
-    );
+    snapshot(name, &text);
+}
+
+fn snapshot(name: &str, text: &str) {
+    insta::with_settings!({prepend_module_to_snapshot => false, omit_expression => true}, {
+        insta::assert_snapshot!(name, text);
+    });
+}
+
+/// What strings the regions together, with attention over the KV cache between them.
+#[test]
+fn steps() {
+    let lowered = lower(&document("gemma3.whole"), &Options::default()).expect("a model");
+    let steps = lowered
+        .plan
+        .graphs
+        .iter()
+        .map(|graph| dump::steps(graph, &lowered.plan));
+    let text = dump::write(&steps.collect::<Vec<_>>(), Format::Text).expect("text");
+    snapshot("steps", &text);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m vllm_metal.lower MODEL`: shows what a model is lowered to, or verifies it.
+"""`python -m vllm_metal.lower MODEL`: shows, explains or verifies what it is lowered to.
 
 MODEL is a directory, a hub name or a bare `config.json`; weights are needed by --verify only, which
-draws random ones where there are none. Exit status: 0 done, or equal; 1 not equal; 2 a wrong
-argument, or a model that cannot be loaded or lowered.
+draws random ones where there are none. Exit status: 0 done, or equal; 1 not equal (--verify,
+--diff); 2 a wrong argument, or a model that cannot be loaded or lowered.
 """
 
 import argparse
@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vllm_metal import html_report
+
 STAGES = ("captured", "imported", "fused", "plan")
-FORMATS = ("text", "json", "dot")
+FORMATS = ("text", "json", "dot", "html")
 PLAN = "plan"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -51,6 +53,37 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="run the plan against vLLM's PyTorch model: exit 0 equal, 1 not",
     )
     parser.add_argument(
+        "--explain",
+        metavar="NODE",
+        help="the rules that made an instruction (%%14, 1:%%14 in region 1, logits:0:%%14), or "
+        "that took a captured node (mm.3), and the captured nodes with their source lines",
+    )
+    parser.add_argument(
+        "--explain-missing",
+        metavar="RULE",
+        nargs="?",
+        const="",
+        help="where the rule's left side stands unfused, and which guard refused; without RULE, "
+        "for every rule that has such a place",
+    )
+    parser.add_argument(
+        "--diff",
+        metavar="OTHER",
+        help="compare with another model's plan, or with the same one's under --diff-dtype or "
+        "--diff-ir-ops: exit 0 the same, 1 not",
+    )
+    parser.add_argument("--diff-dtype", choices=DTYPES, help="OTHER's dtype; as --dtype if absent")
+    parser.add_argument(
+        "--diff-ir-ops",
+        choices=("whole", "decomposed"),
+        help="OTHER's capture of IR operators; as --ir-ops if absent",
+    )
+    parser.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="progress bars on stderr; by default on a terminal, after a second",
+    )
+    parser.add_argument(
         "--no-cache",
         action="store_true",
         help="capture and lower again, and leave the plan cache alone",
@@ -81,13 +114,24 @@ def describe(report: dict[str, Any]) -> str:
             f"island   {island['target']} x{island['count']}: {island['reason']}, at "
             f"{island['where']}"
         )
+    decode = report["decode"]
+    lines.append(
+        f"decode   {decode['launches']:,} launches, {decode['launches_per_layer']:.4g} a layer; "
+        f"{decode['bytes_read'] / 1e6:,.1f} MB read, {decode['bytes_written'] / 1e6:,.1f} MB "
+        f"written (1 request of {decode['context_length']} tokens)"
+    )
+    for rule, guards in report["near_misses"].items():
+        counts = ", ".join(f"{guard} x{count}" for guard, count in guards.items())
+        lines.append(f"missed   {rule}, which needs: {counts}")
     timings = ", ".join(f"{name} {ms:,.1f}" for name, ms in report["timings_ms"].items())
     lines.append(f"ms       {timings}")
     return "\n".join(lines)
 
 
 def render(lowering: Any, stage: str, format: str) -> str:
-    """A stage with the report, as text or JSON; DOT is the stage alone."""
+    """A stage with the report, as text or JSON; DOT is the stage alone, HTML the whole plan."""
+    if format == "html":
+        return html_report.render(lowering.report, json.loads(lowering.plan.dump("plan", "json")))
     dump = lowering.plan.dump(stage, format)
     match format:
         case "json":
@@ -97,6 +141,15 @@ def render(lowering: Any, stage: str, format: str) -> str:
             return str(dump)
         case _:
             return f"{describe(lowering.report)}\n\n{dump}"
+
+
+def explain(lowering: Any, node: str | None, rule: str | None) -> str:
+    """The history of an instruction, and a rule's near misses: of each rule that has any for ""."""
+    texts = [] if node is None else [lowering.plan.explain(node)]
+    if rule is not None:
+        rules = [rule] if rule else lowering.report["near_misses"]
+        texts += [lowering.plan.explain_missing(name) for name in rules]
+    return "\n".join(texts) or "no near miss\n"
 
 
 def write(text: str, path: str | None) -> None:
@@ -116,18 +169,41 @@ def fail(error: BaseException) -> NoReturn:
     sys.exit(FAILED)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    # vLLM logs to the standard output by default, where the dump goes.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+def lowered(options: argparse.Namespace, model: str, dtype: str, ir_ops: Any) -> Any:
+    """The lowering of a model, from the plan cache where it is there."""
     import vllm_metal.capture as capture
-    from vllm_metal import envs
+    from vllm_metal.lowered import lower
+    from vllm_metal.plan_cache import PlanCache
 
-    try:
-        envs.validate()
-        overrides = {"trust_remote_code": options.trust_remote_code}
-        config = capture.capture_config(options.model, options.dtype, **overrides)
+    config = capture.capture_config(model, dtype, trust_remote_code=options.trust_remote_code)
+    with capture.single_process(config):
+        return lower(
+            capture.construct(config),
+            config,
+            ir_ops=ir_ops,
+            cache=None if options.no_cache else PlanCache.configured(),
+            with_stages=True,
+            progress=options.progress,
+        )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does what is asked for; gives the exit status."""
+    import vllm_metal.capture as capture
+
+    if options.diff is not None:
+        first = lowered(options, options.model, options.dtype, options.ir_ops)
+        dtype, ir_ops = (
+            options.diff_dtype or options.dtype,
+            options.diff_ir_ops or options.ir_ops,
+        )
+        same, text = first.plan.diff(lowered(options, options.diff, dtype, ir_ops).plan)
+        write(text, options.output)
+        return EQUAL if same else DIFFERENT
+    if options.verify or options.format == PLAN:
+        config = capture.capture_config(
+            options.model, options.dtype, trust_remote_code=options.trust_remote_code
+        )
         with capture.single_process(config):
             if options.verify:
                 from vllm_metal.verify import verify
@@ -136,24 +212,30 @@ def main(arguments: list[str] | None = None) -> int:
                 write(f"{result}\n", options.output)
                 return EQUAL if result.equal else DIFFERENT
             from vllm_metal.plan_cache import PlanCache
+            from vllm_metal.plan_file import write_plan
 
             cache = None if options.no_cache else PlanCache.configured()
-            if options.format == PLAN:
-                from vllm_metal.plan_file import write_plan
-
-                print(write_plan(config, Path(options.output), cache))
-                return EQUAL
-            from vllm_metal.lowered import lower
-
-            lowering = lower(
-                capture.construct(config),
-                config,
-                ir_ops=options.ir_ops,
-                cache=cache,
-                with_stages=True,
-            )
-            write(render(lowering, options.stage, options.format), options.output)
+            print(write_plan(config, Path(options.output), cache))
             return EQUAL
+    lowering = lowered(options, options.model, options.dtype, options.ir_ops)
+    if options.explain is not None or options.explain_missing is not None:
+        text = explain(lowering, options.explain, options.explain_missing)
+    else:
+        text = render(lowering, options.stage, options.format)
+    write(text, options.output)
+    return EQUAL
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    # vLLM logs to the standard output by default, where the dump goes.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    from vllm_metal import envs
+
+    try:
+        envs.validate()
+        return run(options)
     except KeyboardInterrupt:
         raise
     except Exception as error:  # whatever a model's own code raises: the user reads one line

@@ -27,6 +27,8 @@ from vllm_metal.capture import IrOps, capture
 from vllm_metal.capture.construct import drop_storage
 from vllm_metal.islands import run_island
 from vllm_metal.plan_cache import PlanCache
+from vllm_metal.progress import capturing
+from vllm_metal.progress import lowering as lowering_bar
 
 logger = init_logger("vllm.metal")
 
@@ -54,10 +56,12 @@ def lower(
     ir_ops: IrOps = "whole",
     cache: PlanCache | None = None,
     with_stages: bool = False,
+    progress: bool | None = None,
 ) -> Lowering:
     """Capture and lower `model`, weight-free or loaded, or find its plan in `cache`.
 
-    `with_stages` makes a cached plan one that can be dumped, by lowering the cached document.
+    `with_stages` makes a cached plan one that can be dumped, by lowering the cached document;
+    `progress` shows bars (None: on a terminal).
     Raises CaptureError for a model that cannot be traced, and ValueError for a node without a
     lowering where VLLM_METAL_FALLBACK=error.
     """
@@ -68,12 +72,15 @@ def lower(
         plan = core.lower(entry.document(), options) if with_stages else entry.plan
         milliseconds = (time.perf_counter() - start) * 1e3
         state = {"state": "hit", "path": str(entry.path)}
-        report = {**entry.report, "timings_ms": {"cache": milliseconds}, "plan_cache": state}
+        timings = {**dict.fromkeys(entry.report["timings_ms"], 0.0), "cache": milliseconds}
+        report = {**entry.report, "timings_ms": timings, "plan_cache": state}
         return Lowering(plan, report, entry.buffers, entry.aliases, entry.layers)
     before = time.perf_counter()
-    captured = capture(model, vllm_config, ir_ops=ir_ops)
+    with capturing(model, progress):
+        captured = capture(model, vllm_config, ir_ops=ir_ops)
     seconds = time.perf_counter() - before
-    plan = core.lower(captured.document, options)
+    with lowering_bar(progress):
+        plan = core.lower(captured.document, options)
     report = json.loads(plan.report_json())
     if cache and key:
         cache.store(key, captured, plan, report, model)
@@ -89,8 +96,9 @@ def log_report(report: Mapping[str, Any]) -> None:
     nodes, regions, fused = report["nodes"], report["regions"], report["fused"]
     cached = " ".join(report["plan_cache"].values())
     captured = f"{report['architecture']}: {nodes['captured']:,} nodes"
-    if "cache" in timings:
-        milliseconds = timings.pop("cache")
+    is_hit = "cache" in timings
+    if is_hit:
+        milliseconds = timings["cache"]
         logger.info("metal: read %s in %.0f ms (plan cache: %s)", captured, milliseconds, cached)
     else:
         seconds = timings.pop("capture") / 1e3
@@ -98,7 +106,7 @@ def log_report(report: Mapping[str, Any]) -> None:
     logger.info(
         "metal: lowered to %s instructions%s: %d regions from %d unique ones",
         f"{nodes['plan']:,}",
-        f" in {sum(timings.values()):.0f} ms" if timings else "",
+        "" if is_hit else f" in {sum(timings.values()):.0f} ms",
         regions["total"],
         regions["unique"],
     )

@@ -3,6 +3,7 @@
 
 use super::error::lowering as error;
 use ::lowering::lower::{Lowered, Options, lower as lower_document};
+use ::lowering::{diff, explain};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -125,6 +126,36 @@ impl Plan {
             .map(|lowered| lowered.report.to_json())
             .transpose()
             .map_err(error)
+    }
+
+    /// The rules that made an instruction (`%14`, `1:%14`, `logits:1:%14`, or a captured node's name)
+    /// and the captured nodes that it stands for; None for a plan read from bytes. Raises ValueError
+    /// for a name that nothing has.
+    fn explain(&self, node: &str) -> PyResult<Option<String>> {
+        self.lowered
+            .as_ref()
+            .map(|lowered| explain::explain(lowered, node))
+            .transpose()
+            .map_err(error)
+    }
+
+    /// Where the left side of a rule stands unfused, with each guard's verdict; None for a plan read
+    /// from bytes. Raises ValueError for a name that no rule has.
+    fn explain_missing(&self, rule: &str) -> PyResult<Option<String>> {
+        self.lowered
+            .as_ref()
+            .map(|lowered| explain::explain_missing(lowered, rule))
+            .transpose()
+            .map_err(error)
+    }
+
+    /// Whether another plan is the same, and what differs; None where one was read from bytes.
+    fn diff(&self, other: &Plan) -> PyResult<Option<(bool, String)>> {
+        let (Some(a), Some(b)) = (&self.lowered, &other.lowered) else {
+            return Ok(None);
+        };
+        let difference = diff::diff(a, b).map_err(error)?;
+        Ok(Some((difference.same, difference.text)))
     }
 
     /// A stage (`captured`, `imported`, `fused`, `plan`) as `text`, `json` or `dot`; None for a plan

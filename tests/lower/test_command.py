@@ -43,6 +43,9 @@ def test_json_holds_the_whole_report(capsys: pytest.CaptureFixture[str], config:
     assert list(report["nodes"]) == ["captured", "imported", "fused", "plan"]
     assert report["nodes"]["captured"] > report["nodes"]["imported"] > report["nodes"]["plan"] > 0
     assert len(report["plan_sha256"]) == 64
+    assert report["decode"]["launches"] > 2 * report["decode"]["launches_per_layer"]
+    assert report["decode"]["bytes_read"] > report["decode"]["bytes_written"] > 0
+    assert report["rules"]["rms_norm"]["applied"] > 0
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -107,6 +110,65 @@ def test_a_wrong_plan_is_not_equal(
     monkeypatch.setattr(vllm_metal.verify, "lower", wrong)
     status, output, _ = run(capsys, config, "--verify", "--dtype", "float32")
     assert (status, output.split(":")[0]) == (DIFFERENT, "not equal")
+
+
+def test_an_instruction_is_explained(capsys: pytest.CaptureFixture[str], config: str) -> None:
+    status, dump, _ = run(capsys, config, "--ir-ops", "decomposed", "--format", "json")
+    lines = [
+        (listing["title"].split()[2], line)
+        for listing in json.loads(dump)["graphs"]
+        for line in listing["lines"]
+        if line["op"].startswith("add_rms_norm")
+    ]
+    region, line = lines[0]
+    assert len(line["consumed"]) > 5
+    assert line["work"]["launches"] > 0
+    name = f"{region}:{line['results'][0]}"
+    status, output, _ = run(capsys, config, "--ir-ops", "decomposed", "--explain", name)
+    assert status == EQUAL
+    assert "by rms_norm (same rounding points)" in output
+    assert "eps is a constant: ok" in output
+    assert all(source["node"] in output for source in line["consumed"])
+    assert "layernorm.py:" in output
+
+
+def test_unknown_names_are_refused_with_near_ones(
+    capsys: pytest.CaptureFixture[str], config: str
+) -> None:
+    status, _, error = run(capsys, config, "--explain-missing", "rms_nrom")
+    assert status == FAILED
+    assert "rms_norm" in error
+    status, _, error = run(capsys, config, "--explain", "%99999")
+    assert status == FAILED
+    assert "near: %" in error
+
+
+def test_near_misses_are_listed(capsys: pytest.CaptureFixture[str], config: str) -> None:
+    status, output, _ = run(capsys, config, "--explain-missing", "rms_norm")
+    assert status == EQUAL
+    assert output.startswith("rms_norm (same rounding points)")
+    assert "no near miss" in output
+
+
+def test_plans_are_compared(
+    capsys: pytest.CaptureFixture[str], config: str, tmp_path: Path
+) -> None:
+    status, output, _ = run(capsys, config, "--diff", config, "--diff-ir-ops", "decomposed")
+    assert status == EQUAL
+    assert "byte for byte" in output
+    other = tmp_path / "other"
+    other.mkdir()
+    status, output, _ = run(capsys, config, "--diff", str(write_config("qwen3", other)))
+    assert status == DIFFERENT
+    assert "+++ Qwen3ForCausalLM" in output
+    assert "rms_norm: 5 -> 9" in output
+
+
+def test_progress_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str], config: str) -> None:
+    _, _, error = run(capsys, config, "--progress")
+    assert "capture" in error
+    _, _, error = run(capsys, config)
+    assert "capture" not in error
 
 
 def test_bad_arguments_and_models_exit_with_2(

@@ -33,7 +33,8 @@ fn scores(
         for key in 0..*keys {
             let key_row = (head / share * keys + key) * size;
             let pairs = query_row.iter().zip(&k[key_row..key_row + size]);
-            let product: f64 = pairs.map(|(a, b)| a * b).sum();
+            // From +0, as a matrix product sums; `sum` starts at -0.
+            let product = pairs.fold(0.0, |total, (a, b)| total + a * b);
             let mut score = product * of.scale.get();
             if let Some(cap) = of.soft_cap {
                 score = cap.get() * libm::tanh(score / cap.get());
@@ -119,7 +120,7 @@ pub(super) fn attention(
         let weighted = row.iter().enumerate().map(|(key, score)| {
             libm::exp(score - peak) / total * values[(kv_head * keys + key) * size + column]
         });
-        result.push(precision.round(q.dtype, weighted.sum()));
+        result.push(precision.round(q.dtype, weighted.fold(0.0, |total, part| total + part)));
     }
     Ok(Tensor {
         dtype: q.dtype,

@@ -40,6 +40,14 @@ impl TensorType {
         }
     }
 
+    /// Bytes of all elements where every symbol has this value; an unknown size counts as 0.
+    pub fn num_bytes(&self, symbol: i64) -> u64 {
+        let symbols = [symbol; 8];
+        let size = |dim: &Dim| dim.eval(&symbols).unwrap_or(0).max(0) as u64;
+        let elements = self.shape.iter().map(size).fold(1, u64::saturating_mul);
+        elements.saturating_mul(self.dtype.size() as u64)
+    }
+
     /// Size of the last axis; `None` for rank 0.
     pub fn last(&self) -> Option<Dim> {
         self.shape.last().copied()

@@ -5,22 +5,24 @@ use super::partition::{Piece, Place, outputs, piece, places};
 use super::{Binding, Fold, GraphPlan, Instruction, Region, Register, Slot, Step};
 use crate::error::{Error, Result};
 use crate::import::ImportedGraph;
-use crate::ir::{Graph, NodeId, Op, Source, TensorType, Value, verify};
-use crate::rewrite::{Rewritten, rewrite};
+use crate::ir::{Graph, NodeId, Op, TensorType, Value, verify};
+use crate::rewrite::{Origin, Rewritten, rewrite};
 use rustc_hash::{FxHashMap, FxHashSet};
-use serde::Serialize;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// How a graph was planned.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Default)]
 pub struct PlanReport {
-    /// Rules that applied, over all calls.
+    /// Rules that applied while the unique regions were rewritten, with how often.
     pub rules: BTreeMap<&'static str, usize>,
+    /// Rules whose left side was found, with how often; guards may have refused.
+    pub matched: BTreeMap<&'static str, usize>,
     /// Calls of each region.
     pub calls: Vec<usize>,
-    /// For each region's instructions, the FX nodes that they stand for in the region's first call.
-    pub sources: Vec<Vec<Option<Source>>>,
+    /// For each region's instructions, what they stand for in the region's first call.
+    pub origins: Vec<Vec<Origin>>,
+    /// Each region after rewriting, as a graph.
+    pub regions: Vec<Graph>,
     /// Nodes of all regions before and after rewriting, over all calls.
     pub nodes_before: usize,
     pub nodes_after: usize,
@@ -155,7 +157,13 @@ impl Planner<'_> {
             stage: "partitioning",
             reason,
         })?;
-        let Rewritten { graph, applied, .. } = rewrite(&piece.graph)?;
+        let Rewritten {
+            graph,
+            origins,
+            applied,
+            matched,
+            ..
+        } = rewrite(&piece.graph)?;
         verify(&graph).map_err(|reason| Error::Verifier {
             stage: "rewriting",
             reason,
@@ -163,10 +171,15 @@ impl Planner<'_> {
         for (rule, count) in applied {
             *self.report.rules.entry(rule).or_insert(0) += count;
         }
-        let (region, sources) = flatten(&merge_ropes(&graph), piece);
+        for (rule, count) in matched {
+            *self.report.matched.entry(rule).or_insert(0) += count;
+        }
+        let (graph, origins) = merge_ropes(&graph, &origins);
+        let (region, origins) = flatten(&graph, origins, piece);
         self.plan.regions.push(region);
         self.report.calls.push(0);
-        self.report.sources.push(sources);
+        self.report.origins.push(origins);
+        self.report.regions.push(graph);
         Ok(self.plan.regions.len() as u32 - 1)
     }
 
@@ -270,7 +283,7 @@ impl Planner<'_> {
 
 /// Rotations by the same angles become one operator, as vLLM's rotary embedding is one module for
 /// queries and keys.
-fn merge_ropes(graph: &Graph) -> Graph {
+fn merge_ropes(graph: &Graph, origins: &[Origin]) -> (Graph, Vec<Origin>) {
     // Neighbours in topological order only, so that no merged operator needs a later one.
     let mut groups: Vec<Vec<NodeId>> = Vec::new();
     let key = |id: NodeId| {
@@ -290,6 +303,7 @@ fn merge_ropes(graph: &Graph) -> Graph {
     }
     groups.retain(|members| members.len() > 1);
     let mut merged = Graph::default();
+    let mut merged_origins: Vec<Origin> = Vec::new();
     let mut renamed: FxHashMap<Value, Value> = FxHashMap::default();
     // A merged operator stands where its last member stood; what lies between moves behind it only
     // if it needs a member, so members are emitted by need.
@@ -330,6 +344,11 @@ fn merge_ropes(graph: &Graph) -> Graph {
                 .collect();
             let operands: Vec<Value> = operands.iter().map(|operand| renamed[operand]).collect();
             let added = merged.add(node.op.clone(), &operands, types, node.source.clone());
+            let mut origin = origins[members[0].index()].clone();
+            for member in &members[1..] {
+                origin.join(&origins[member.index()]);
+            }
+            merged_origins.push(origin);
             let mut results = 0;
             for member in members {
                 for output in 0..graph.node(*member).types.len() as u32 {
@@ -350,7 +369,7 @@ fn merge_ropes(graph: &Graph) -> Graph {
         }
     }
     merged.outputs = graph.outputs.iter().map(|output| renamed[output]).collect();
-    merged
+    (merged, merged_origins)
 }
 
 /// The node is computed from none of the members.
@@ -370,15 +389,15 @@ fn independent(graph: &Graph, members: &[NodeId], id: NodeId) -> bool {
     true
 }
 
-/// A region's instructions in order, with the source of each.
-fn flatten(graph: &Graph, piece: &Piece) -> (Region, Vec<Option<Source>>) {
+/// A region's instructions in order, with the origin of each.
+fn flatten(graph: &Graph, origins: Vec<Origin>, piece: &Piece) -> (Region, Vec<Origin>) {
     let num_inputs = piece.inputs.len() as u32;
     let num_parameters = piece.parameters.len() as u32;
     let mut registers: FxHashMap<Value, Register> = FxHashMap::default();
     let mut next = num_inputs + num_parameters;
     let mut instructions: Vec<Instruction> = Vec::new();
-    let mut sources = Vec::new();
-    for id in graph.topological() {
+    let mut kept = Vec::new();
+    for (id, origin) in graph.topological().zip(origins) {
         let node = graph.node(id);
         match node.op {
             Op::Input(index) => {
@@ -423,11 +442,7 @@ fn flatten(graph: &Graph, piece: &Piece) -> (Region, Vec<Option<Source>>) {
             types,
             release: Vec::new(),
         });
-        sources.push(
-            node.source
-                .as_ref()
-                .map(|source: &Arc<Source>| (**source).clone()),
-        );
+        kept.push(origin);
     }
     let outputs: Vec<Register> = graph
         .outputs
@@ -447,7 +462,7 @@ fn flatten(graph: &Graph, piece: &Piece) -> (Region, Vec<Option<Source>>) {
         instructions,
         outputs,
     };
-    (region, sources)
+    (region, kept)
 }
 
 /// Fills in what each instruction may drop: registers that nothing after it reads and that are not kept.

@@ -3,9 +3,13 @@
 
 mod build;
 mod check;
+mod decode;
 mod partition;
+mod work;
 
 pub use build::{PlanReport, build};
+pub use decode::{Decode, decode, effect_work, region_work};
+pub use work::Work;
 
 use crate::error::Error;
 use crate::ir::{Dim, Float, Op, TensorType};

@@ -2,11 +2,14 @@
 //! Greedy extraction over the DAG: a shared node is paid once.
 //!
 //! egg's own extractor adds up trees, which on a residual network grows exponentially with depth
-//! and loses fusions. Costs are integers and ties are broken by operator, then operands, so that
-//! the result does not depend on hashing.
+//! and loses fusions. Costs are integers, and of equally dear forms the smallest is taken: by
+//! operator in the order of [`Op`], its attributes, then operands in the order in which the region
+//! and the rules made them. No two forms of a class are equal, so that the order is total and the
+//! result does not depend on hashing.
 
 use super::language::{Term, Terms};
-use crate::ir::{Graph, Node, Op, Source, Value};
+use super::origin::{Origin, Original, Origins};
+use crate::ir::{Graph, Op, Source, TensorType, Value};
 use egg::{Id, Language};
 use fixedbitset::FixedBitSet;
 use rustc_hash::FxHashMap;
@@ -14,21 +17,28 @@ use smallvec::SmallVec;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// What an operator costs on operands and results of some types.
+pub type Price<'a> = &'a dyn Fn(&Op, &[&TensorType], &[TensorType]) -> u64;
+
 /// The cheapest known form of a class: its operator, and the classes that computing it pays for.
 struct Choice<'a> {
     term: &'a Term,
+    /// Cost of the operator alone.
+    own: u64,
     total: u64,
     paid: FixedBitSet,
 }
 
-/// The cheapest graph that computes the roots, by the cost of operators.
+/// The cheapest graph that computes the roots, by the price of operators, and where each of its nodes
+/// comes from.
 pub fn extract(
     egraph: &Terms,
     roots: &[Id],
     sources: &[(Id, Arc<Source>)],
-    cost: &dyn Fn(&Op) -> u64,
-) -> Result<Graph, String> {
-    let mut choices = choose(egraph, cost);
+    originals: &[Original],
+    price: Price,
+) -> Result<(Graph, Vec<Origin>), String> {
+    let mut choices = choose(egraph, price);
     share_results(egraph, roots, &mut choices);
     let mut origin: FxHashMap<Id, Arc<Source>> = FxHashMap::default();
     for (class, source) in sources {
@@ -36,6 +46,8 @@ pub fn extract(
             .entry(egraph.find(*class))
             .or_insert_with(|| source.clone());
     }
+    let histories = Origins::new(egraph, originals);
+    let mut origins: Vec<Origin> = Vec::new();
     let mut graph = Graph::default();
     let mut built: FxHashMap<Id, Value> = FxHashMap::default();
     for root in roots {
@@ -72,6 +84,7 @@ pub fn extract(
                 op => {
                     let types = egraph[class].data.clone();
                     let source = origin.get(&class).cloned();
+                    origins.push(histories.of(choice.term, source.clone()));
                     Value {
                         node: graph.add(op.clone(), &operands, types, source),
                         output: 0,
@@ -85,34 +98,60 @@ pub fn extract(
         .iter()
         .map(|root| built[&egraph.find(*root)])
         .collect();
-    name_fused(&mut graph, egraph, &origin, &built);
-    Ok(graph)
+    name_fused(&mut graph, &mut origins, egraph, &origin, &built);
+    Ok((graph, origins))
 }
 
-/// Takes a class's value from a fused operator that is computed anyway. Greedy choice sees one class
-/// at a time: alone, a sum is cheaper than the norm that also yields it.
+/// Takes values from fused operators that are computed anyway, wherever that makes the whole cheaper.
+/// Greedy choice sees one class at a time: alone, a sum is cheaper than the norm that also yields it,
+/// and so is a norm without the weight that another result needs.
 fn share_results<'a>(egraph: &'a Terms, roots: &[Id], choices: &mut FxHashMap<Id, Choice<'a>>) {
-    let mut changed = true;
-    while std::mem::take(&mut changed) {
-        let needed = needed(egraph, roots, choices);
-        for class in &needed {
-            if matches!(choices[class].term.op, Op::Project(_)) {
+    while share_result(egraph, roots, choices) {}
+}
+
+/// One improvement, if there is any. Each makes the whole cheaper, so that they end.
+fn share_result<'a>(
+    egraph: &'a Terms,
+    roots: &[Id],
+    choices: &mut FxHashMap<Id, Choice<'a>>,
+) -> bool {
+    let needed = needed(egraph, roots, choices);
+    let before = total(&needed, choices);
+    for class in &needed {
+        let present = (choices[class].term, choices[class].own);
+        for term in &egraph[*class].nodes {
+            let (Op::Project(_), [whole]) = (&term.op, term.children()) else {
+                continue;
+            };
+            let whole = egraph.find(*whole);
+            let other = term != present.0 && needed.contains(&whole);
+            if !other || reaches(egraph, choices, whole, *class) {
                 continue;
             }
-            let shared = egraph[*class].nodes.iter().find(|term| {
-                let Op::Project(_) = term.op else {
-                    return false;
-                };
-                let whole = egraph.find(term.children[0]);
-                needed.contains(&whole) && !reaches(egraph, choices, whole, *class)
-            });
-            if let (Some(term), Some(choice)) = (shared, choices.get_mut(class)) {
-                choice.term = term;
-                changed = true;
-                break;
+            choose_again(choices, *class, (term, 0));
+            if total(&self::needed(egraph, roots, choices), choices) < before {
+                return true;
             }
+            choose_again(choices, *class, present);
         }
     }
+    false
+}
+
+fn choose_again<'a>(
+    choices: &mut FxHashMap<Id, Choice<'a>>,
+    class: Id,
+    (term, own): (&'a Term, u64),
+) {
+    if let Some(choice) = choices.get_mut(&class) {
+        (choice.term, choice.own) = (term, own);
+    }
+}
+
+/// Cost of all these classes, each once.
+fn total(needed: &BTreeSet<Id>, choices: &FxHashMap<Id, Choice>) -> u64 {
+    let costs = needed.iter().filter_map(|class| choices.get(class));
+    costs.fold(0, |sum, choice| sum.saturating_add(choice.own))
 }
 
 /// Classes that the chosen forms of the roots consist of.
@@ -143,6 +182,7 @@ fn reaches(egraph: &Terms, choices: &FxHashMap<Id, Choice>, from: Id, class: Id)
 /// A fused operator of several results is of no source node's class: it takes the source of its first result.
 fn name_fused(
     graph: &mut Graph,
+    origins: &mut [Origin],
     egraph: &Terms,
     origin: &FxHashMap<Id, Arc<Source>>,
     built: &FxHashMap<Id, Value>,
@@ -153,8 +193,8 @@ fn name_fused(
         .collect();
     named.sort_by_key(|(value, _)| *value);
     for (value, source) in named {
-        let node: &mut Node = graph.node_mut(value.node);
-        node.source.get_or_insert(source);
+        let named = graph.node_mut(value.node).source.get_or_insert(source);
+        origins[value.node.index()].source = Some(named.clone());
     }
 }
 
@@ -165,7 +205,7 @@ struct Candidates<'a> {
     ids: Vec<Id>,
 }
 
-fn candidates<'a>(egraph: &'a Terms, cost: &dyn Fn(&Op) -> u64) -> Candidates<'a> {
+fn candidates<'a>(egraph: &'a Terms, price: Price) -> Candidates<'a> {
     let mut ids: Vec<Id> = egraph.classes().map(|class| class.id).collect();
     ids.sort_unstable();
     let number: FxHashMap<Id, usize> = ids.iter().enumerate().map(|(i, id)| (*id, i)).collect();
@@ -173,9 +213,15 @@ fn candidates<'a>(egraph: &'a Terms, cost: &dyn Fn(&Op) -> u64) -> Candidates<'a
         let terms = egraph[*id].nodes.iter();
         let priced: Vec<_> = terms
             .map(|term| {
-                let children = term.children().iter();
+                let children = term.children();
+                let types = children
+                    .iter()
+                    .filter_map(|child| egraph[*child].data.first());
+                let types: SmallVec<[&TensorType; 4]> = types.collect();
+                let own = price(&term.op, &types, &egraph[*id].data);
+                let children = children.iter();
                 let children = children.map(|child| number[&egraph.find(*child)]);
-                (class, term, cost(&term.op), children.collect())
+                (class, term, own, children.collect())
             })
             .collect();
         priced
@@ -189,21 +235,26 @@ fn candidates<'a>(egraph: &'a Terms, cost: &dyn Fn(&Op) -> u64) -> Candidates<'a
 /// Sweeps until nothing improves. A choice's total is never below an operand's, and a choice is only
 /// ever replaced by a cheaper one (or by an equally cheap, smaller term), so that sweeps end and
 /// choices never form a cycle.
-fn choose<'a>(egraph: &'a Terms, cost: &dyn Fn(&Op) -> u64) -> FxHashMap<Id, Choice<'a>> {
-    let Candidates { terms, ids } = candidates(egraph, cost);
+fn choose<'a>(egraph: &'a Terms, price: Price) -> FxHashMap<Id, Choice<'a>> {
+    let Candidates { terms, ids } = candidates(egraph, price);
     let mut choices: Vec<Option<Choice>> = ids.iter().map(|_| None).collect();
     let mut costs: Vec<u64> = vec![0; ids.len()];
     loop {
         let mut changed = false;
         for (class, term, own, children) in &terms {
-            let Some((total, paid)) = price(*class, *own, children, &choices, &costs) else {
+            let Some((total, paid)) = total_of(*class, *own, children, &choices, &costs) else {
                 continue;
             };
             let better = choices[*class]
                 .as_ref()
                 .is_none_or(|best| (total, *term) < (best.total, best.term));
             if better {
-                choices[*class] = Some(Choice { term, total, paid });
+                choices[*class] = Some(Choice {
+                    term,
+                    own: *own,
+                    total,
+                    paid,
+                });
                 costs[*class] = *own;
                 changed = true;
             }
@@ -219,7 +270,7 @@ fn choose<'a>(egraph: &'a Terms, cost: &dyn Fn(&Op) -> u64) -> FxHashMap<Id, Cho
 
 /// What a term costs under the present choices, and the classes that it pays for; `None` if an
 /// operand has no form yet or needs this class.
-fn price(
+fn total_of(
     class: usize,
     own: u64,
     children: &[usize],
@@ -236,10 +287,7 @@ fn price(
     if paid.put(class) {
         return None;
     }
-    let operands: u64 = paid
-        .ones()
-        .filter(|paid| *paid != class)
-        .map(|paid| costs[paid])
-        .sum();
-    Some((operands.max(dearest) + own, paid))
+    let others = paid.ones().filter(|paid| *paid != class);
+    let operands = others.fold(0u64, |sum, paid| sum.saturating_add(costs[paid]));
+    Some((operands.max(dearest).saturating_add(own), paid))
 }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The e-graph's language: IR operators, and patterns that match them by name.
 
+use super::origin::Application;
 use crate::ir::{DType, Dim, Op, TensorType, infer};
 use egg::{Analysis, DidMerge, EGraph, Id, Language};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// An e-node.
@@ -338,9 +340,14 @@ impl fmt::Display for Term {
     }
 }
 
-/// What is known of an e-class: the types of its results.
-#[derive(Clone, Debug, Default)]
-pub struct Types;
+/// What is known of an e-class: the types of its results; and what rules did to the e-graph.
+#[derive(Clone, Default)]
+pub struct Types {
+    /// In the order in which rules applied.
+    pub applications: Vec<Application>,
+    /// How often the left side of a rule was found, guards aside.
+    pub matches: BTreeMap<&'static str, usize>,
+}
 
 /// The e-graph of a region.
 pub type Terms = EGraph<Term, Types>;
@@ -388,26 +395,25 @@ fn term(egraph: &Terms, op: Op, types: Vec<TensorType>, children: Vec<Id>) -> Te
     }
 }
 
-/// Adds a node of the region, whose types are known. They stay with the operator only where they
+/// A node of the region, whose types are known. They stay with the operator only where they
 /// cannot be inferred, so that a rule's operator of the same form is the same e-node.
-pub fn add_original(egraph: &mut Terms, op: Op, types: Vec<TensorType>, children: Vec<Id>) -> Id {
+pub fn original(egraph: &Terms, op: Op, types: Vec<TensorType>, children: Vec<Id>) -> Term {
     let carried = match infer(&op, &[]) {
         None if !matches!(op, Op::Project(_)) => types,
         _ => Vec::new(),
     };
-    let term = term(egraph, op, carried, children);
-    egraph.add(term)
+    term(egraph, op, carried, children)
 }
 
-/// Adds an operator; `None` when its operands do not fit it.
-pub fn add(egraph: &mut Terms, op: Op, children: Vec<Id>) -> Option<Id> {
+/// An operator that a rule builds; `None` when its operands do not fit it.
+pub fn fitting(egraph: &Terms, op: Op, children: Vec<Id>) -> Option<Term> {
     let operands: Vec<&TensorType> = children
         .iter()
         .filter_map(|child| egraph[*child].data.first())
         .collect();
     let fits = matches!(op, Op::Project(_))
         || infer(&op, &operands).is_some_and(|inferred| inferred.is_ok());
-    fits.then(|| add_original(egraph, op, Vec::new(), children))
+    fits.then(|| original(egraph, op, Vec::new(), children))
 }
 
 /// The operator of that form, if the e-graph holds it.

@@ -108,6 +108,35 @@ impl Pattern {
         }
     }
 
+    /// The operators by which this pattern matches `class` under `bound`, the root first.
+    pub fn witness(&self, egraph: &Terms, class: Id, bound: &Subst) -> Option<Vec<Term>> {
+        let class = egraph.find(class);
+        let same = |variable: &Var| bound.get(*variable).map(|id| egraph.find(*id)) == Some(class);
+        match self {
+            Pattern::Variable(variable) => same(variable).then(Vec::new),
+            Pattern::Node { bind, .. } if bind.as_ref().is_some_and(|bind| !same(bind)) => None,
+            Pattern::Node {
+                predicate,
+                children,
+                ..
+            } => egraph[class].nodes.iter().find_map(|term| {
+                if term.children.len() != children.len() || !predicate.accepts(term) {
+                    return None;
+                }
+                let straight = term.children.iter().copied();
+                let below = witness_all(egraph, children, straight, bound);
+                let below = match predicate.commutative {
+                    true => below.or_else(|| {
+                        let swapped = term.children.iter().rev().copied();
+                        witness_all(egraph, children, swapped, bound)
+                    }),
+                    false => below,
+                };
+                below.map(|below| [vec![term.clone()], below].concat())
+            }),
+        }
+    }
+
     fn collect_variables(&self, variables: &mut Vec<Var>) {
         match self {
             Pattern::Variable(variable) => variables.push(*variable),
@@ -119,6 +148,19 @@ impl Pattern {
             }
         }
     }
+}
+
+fn witness_all(
+    egraph: &Terms,
+    patterns: &[Pattern],
+    classes: impl Iterator<Item = Id>,
+    bound: &Subst,
+) -> Option<Vec<Term>> {
+    let mut all = Vec::new();
+    for (pattern, class) in patterns.iter().zip(classes) {
+        all.extend(pattern.witness(egraph, class, bound)?);
+    }
+    Some(all)
 }
 
 fn match_children(

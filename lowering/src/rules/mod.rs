@@ -4,6 +4,8 @@
 mod attention;
 #[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+mod golden;
 mod index;
 mod linear;
 mod mlp;

@@ -34,6 +34,7 @@ pub fn check(rule: &'static Rule, expect: &Expect, text: &str) {
     let place = format!("{}: {text}", rule.name);
     let alone = rewrite_by(&graph, &[rule]).expect(&place);
     let missed = near_misses(&graph, rule).expect(&place);
+    let missed: Vec<Vec<&str>> = missed.into_iter().map(|miss| miss.failed).collect();
     match expect {
         Expect::Fuses(name) => {
             assert!(alone.applied.contains_key(rule.name), "{place}: {missed:?}");
