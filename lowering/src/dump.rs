@@ -70,6 +70,9 @@ impl FromStr for Format {
 #[derive(Clone, Debug, Serialize)]
 pub struct Listing {
     pub title: String,
+    /// Of a region: its calls in a step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calls: Option<usize>,
     /// What a decode step at batch 1 launches and moves here, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub work: Option<Work>,
@@ -257,6 +260,7 @@ fn captured_graph(graph: &FxGraph<'_>) -> Listing {
     let mut listing = Listing {
         title: format!("graph {}", graph.name),
         work: None,
+        calls: None,
         lines: vec![],
         outputs: vec![],
     };
@@ -351,6 +355,7 @@ pub fn imported(name: &str, graph: &Graph) -> Listing {
     Listing {
         title: format!("graph {name}"),
         work: None,
+        calls: None,
         lines: lines.collect(),
         outputs: graph.outputs.iter().map(name_of).collect(),
     }
@@ -382,6 +387,7 @@ pub fn regions(plan: &GraphPlan, report: &PlanReport) -> Vec<Listing> {
                     "{} region {index} x {calls}  ({} inputs, {} parameters)",
                     plan.name, region.num_inputs, region.num_parameters
                 ),
+                calls: Some(*calls),
                 lines: lines.collect(),
                 work: Some(works.iter().copied().sum()),
                 outputs: numbers('%', &region.outputs),
@@ -432,6 +438,7 @@ pub fn steps(graph: &GraphPlan, plan: &Plan) -> Listing {
     Listing {
         title: format!("graph {}", graph.name),
         work: None,
+        calls: None,
         lines: lines.collect(),
         outputs: numbers('$', &graph.outputs),
     }
