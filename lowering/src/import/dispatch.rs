@@ -3,7 +3,7 @@
 
 use super::call::{Call, Item};
 use super::graph::Importer;
-use super::{attention, create, index, pointwise, product, reduce, shape, vllm};
+use super::{attention, convolution, create, index, pointwise, pool, product, reduce, shape, vllm};
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -16,6 +16,8 @@ pub type Claims = &'static [(&'static str, Handler)];
 /// Operators that yield new tensors or views.
 const FUNCTIONAL: &[Claims] = &[
     shape::CLAIMS,
+    convolution::CLAIMS,
+    pool::CLAIMS,
     pointwise::CLAIMS,
     pointwise::BINARY_ONLY,
     product::CLAIMS,

@@ -4,6 +4,7 @@
 
 mod attention;
 mod call;
+mod convolution;
 mod create;
 mod dispatch;
 mod document;
@@ -11,6 +12,7 @@ mod expression;
 mod graph;
 mod index;
 mod pointwise;
+mod pool;
 mod product;
 mod promote;
 mod reduce;

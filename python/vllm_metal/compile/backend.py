@@ -102,4 +102,4 @@ def _input_name(node: fx.Node) -> str:
     source = source() if callable(source) else source
     path = re.sub(r"\._(modules|parameters|buffers)\['([^']*)'\]", r".\2", str(source))
     path = re.sub(r"\[(?:'([^']*)'|(\d+))\]", r".\1\2", path)
-    return path.removeprefix("L.self.").removeprefix("L.")
+    return re.sub(r"^L\.(self\.|fn\.)?", "", path)

@@ -16,6 +16,16 @@ from vllm_metal.compile.errors import CompileError
 from vllm_metal.compile.sizes import GraphSizes
 from vllm_metal.fx import GETITEM, Node, TensorType, ValueType, live_nodes
 
+_CHECKS = frozenset(
+    {
+        "aten._assert_scalar.default",
+        "aten._assert_tensor_metadata.default",
+        "aten.sym_constrain_range.default",
+        "aten.sym_constrain_range_for_size.default",
+    }
+)
+"""Statements about shapes and dtypes, which the trace has settled."""
+
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
@@ -145,6 +155,8 @@ class _Conversion:
 
     def _call(self, node: fx.Node) -> None:
         value = node.meta.get("val")
+        if str(node.target) in _CHECKS:
+            return
         if isinstance(value, _SYMBOLIC):
             return  # stands as an expression wherever it is used
         if node.target is operator.getitem:
@@ -249,7 +261,7 @@ def _module_of(node: fx.Node) -> str:
     if not stack:
         return ""
     path = list(stack.values())[-1][0]
-    path = re.sub(r"^L\['self'\]\.?|^L__self___?", "", str(path))
+    path = re.sub(r"^L\['\w+'\]\.?|^L__\w+?___?", "", str(path))
     return re.sub(r"\._modules\['([^']*)'\]|\['([^']*)'\]", r".\1\2", path).strip(".")
 
 

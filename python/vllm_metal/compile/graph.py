@@ -3,6 +3,7 @@
 
 import json
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,13 +36,13 @@ class LoweredGraph:
         self.report: dict[str, Any] = json.loads(self.plan.report_json())
         self.report["timings_ms"] = {"convert": seconds * 1e3, **self.report["timings_ms"]}
         self._outputs = converted.outputs
-        self._constants = converted.constants
+        self._constants = {path: plain(t) for path, t in converted.constants.items()}
         self._parameters = converted.parameters
         self._sizes = converted.sizes
         read = set(self.plan.inputs(GRAPH))
         self._inputs = [item for item in converted.tensors if item.name in read]
-        self._model: Any = None
-        self._loaded: tuple[Any, ...] = ()
+        # One graph may serve several modules, each with weights of its own.
+        self._models: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
     def __call__(self, *arguments: Any) -> list[Any]:
         model = self._load(arguments)
@@ -66,15 +67,20 @@ class LoweredGraph:
     def _load(self, arguments: Sequence[Any]) -> Any:
         """The plan with the weights of this call, loaded again after a weight has changed."""
         given = [arguments[position] for position in self._parameters.values()]
-        identity = tuple([fingerprint(tensor) for tensor in given])
-        if self._model is None or identity != self._loaded:
-            arrays = {
-                path: weights.upload(tensor)
-                for path, tensor in zip(self._parameters, given, strict=True)
-            }
-            self._model = runtime().load(self.plan, {**self._constants, **arrays}, run_island)
-            self._loaded = identity
-        return self._model
+        key = tuple([id(tensor) for tensor in given])
+        identity = [fingerprint(tensor) for tensor in given]
+        known = self._models.get(key)
+        if known is not None and known[0] == identity:
+            return known[1]
+        arrays = {
+            path: weights.upload(tensor)
+            for path, tensor in zip(self._parameters, given, strict=True)
+        }
+        if known is None and given:
+            weakref.finalize(given[0], self._models.pop, key, None)
+        model = runtime().load(self.plan, {**self._constants, **arrays}, run_island)
+        self._models[key] = (identity, model)
+        return model
 
 
 def _document(name: str, converted: Converted) -> bytes:

@@ -8,6 +8,7 @@ use lowering::ir::{
     Activation, Binary, DType, Dim, Float, Op, Reduction, RopeStyle, Scalar, TensorType, Unary,
 };
 
+mod convolution;
 mod experts;
 mod movement;
 mod norm;
