@@ -225,3 +225,38 @@ def test_an_index_out_of_range_is_an_error_and_the_next_call_works() -> None:
         with pytest.raises((ValueError, IndexError), match="must be from 0 to 3"):
             run(torch.tensor([1, 9]))
         close(run(torch.tensor([1, 3])), table(torch.tensor([1, 3])))
+
+
+def test_results_have_memory_of_their_own_and_pytorchs_layout() -> None:
+    weight = nn.Parameter(torch.arange(6.0).reshape(2, 3))
+
+    def function(x, n):  # type: ignore[no-untyped-def]
+        y = x * 2
+        return y, y.clone(), x.clone(), weight * 2, weight[:n].clone(), y.T.contiguous(), y.T + 1
+
+    run = compiled(function, dynamic=True)
+    x = torch.randn(4, 3)
+    with torch.no_grad():
+        for n in (1, 2):
+            expected = function(x, n)
+            for result in run(x, n):
+                result.fill_(7)
+            found = run(x, n)
+            close(found, expected)
+            assert [t.stride() for t in found] == [t.stride() for t in expected]
+    assert weight[1, 2] == 5
+
+
+def test_tensors_elsewhere_are_refused_with_what_to_do() -> None:
+    with pytest.raises(Exception, match=r"takes tensors on the CPU.*on meta"):
+        compiled(torch.sin)(torch.ones(2, device="meta"))
+
+
+def test_float64_is_computed_where_mlx_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(3, dtype=torch.float64)
+    close(compiled(torch.exp)(x), torch.exp(x))
+    assert "fused" in reports()[0]
+    monkeypatch.setattr("vllm_metal.compile.backend.device", lambda: "gpu")
+    torch._dynamo.reset()
+    close(compiled(torch.cos)(x), torch.cos(x))
+    assert "float64" in reports()[1]["refused"]

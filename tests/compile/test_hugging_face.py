@@ -15,7 +15,7 @@ TEXT: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 32,
     "intermediate_size": 64,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
@@ -54,7 +54,7 @@ def qwen3() -> nn.Module:
 
 def gemma3() -> nn.Module:
     config = transformers.Gemma3TextConfig(
-        **GROUPED,
+        **{**GROUPED, "num_hidden_layers": 2},
         head_dim=16,
         sliding_window=4,
         layer_types=["sliding_attention", "full_attention"],
@@ -74,9 +74,12 @@ def vit() -> nn.Module:
 def whisper_encoder() -> nn.Module:
     config = transformers.WhisperConfig(
         d_model=32,
-        encoder_layers=2,
+        encoder_layers=1,
         encoder_attention_heads=4,
         encoder_ffn_dim=64,
+        decoder_layers=1,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=64,
         num_mel_bins=16,
         max_source_positions=20,
     )
@@ -85,7 +88,7 @@ def whisper_encoder() -> nn.Module:
 
 def t5_encoder() -> nn.Module:
     config = transformers.T5Config(
-        vocab_size=128, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4
+        vocab_size=128, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4
     )
     return transformers.T5EncoderModel(config)
 

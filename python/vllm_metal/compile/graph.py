@@ -36,7 +36,7 @@ class LoweredGraph:
         self.report: dict[str, Any] = json.loads(self.plan.report_json())
         self.report["timings_ms"] = {"convert": seconds * 1e3, **self.report["timings_ms"]}
         self._outputs = converted.outputs
-        self._constants = {path: plain(t) for path, t in converted.constants.items()}
+        self._constants = converted.constants
         self._parameters = converted.parameters
         self._sizes = converted.sizes
         read = set(self.plan.inputs(GRAPH))
@@ -51,11 +51,12 @@ class LoweredGraph:
         results = model.run(GRAPH, {**inputs, **sizes}, borrow=True)
         lazy = list(results) if isinstance(results, tuple) else [results]
         runtime().evaluate(lazy)
-        outputs = []
+        outputs: list[Any] = []
+        memory: set[int] = set()
         for output in self._outputs:
             match output:
-                case Tensor(index):
-                    outputs.append(torch.from_dlpack(lazy[index]))
+                case Tensor():
+                    outputs.append(_owned(torch.from_dlpack(lazy[output.index]), output, memory))
                 case Argument(position):
                     outputs.append(arguments[position])
                 case Size(expression):
@@ -78,9 +79,22 @@ class LoweredGraph:
         }
         if known is None and given:
             weakref.finalize(given[0], self._models.pop, key, None)
-        model = runtime().load(self.plan, {**self._constants, **arrays}, run_island)
+        constants = {path: plain(tensor) for path, tensor in self._constants.items()}
+        model = runtime().load(self.plan, {**constants, **arrays}, run_island)
         self._models[key] = (identity, model)
         return model
+
+
+def _owned(tensor: torch.Tensor, output: Tensor, memory: set[int]) -> torch.Tensor:
+    """The tensor in memory of its own, for a caller may write to it, and in PyTorch's layout."""
+    if output.order is not None:
+        moved = tensor.permute(output.order).contiguous()
+        inverse = sorted(range(len(output.order)), key=output.order.__getitem__)
+        return moved.permute(inverse)
+    if output.shared or tensor.data_ptr() in memory:
+        return tensor.clone()
+    memory.add(tensor.data_ptr())
+    return tensor
 
 
 def _document(name: str, converted: Converted) -> bytes:
