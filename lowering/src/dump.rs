@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::import::{Arg, Document, FxGraph, FxNode, FxValue, NodeOp};
-use crate::ir::{AttentionMask, Graph, Op, Scores, Source, TensorType, Value};
+use crate::ir::{AttentionMask, Convolution, Graph, Op, Scores, Source, TensorType, Value};
 use crate::plan::{GraphPlan, Plan, PlanReport, Step, Work, effect_work, region_work};
 use serde::Serialize;
 use std::collections::HashMap;
@@ -210,6 +210,7 @@ pub fn describe(op: &Op) -> String {
         | Op::Softmax { axis }
         | Op::Scan { axis, .. } => format!("axis {axis}"),
         Op::Sort { axis, descending } => format!("axis {axis}, descending {descending}"),
+        Op::Convolution(convolution) => convolution_attributes(convolution),
         Op::Topk { axis, k } => format!("axis {axis}, k {k}"),
         Op::Cast { dtype } => dtype.to_string(),
         Op::Reduce { axes, .. } => format!("axes {axes:?}"),
@@ -442,4 +443,33 @@ pub fn steps(graph: &GraphPlan, plan: &Plan) -> Listing {
         lines: lines.collect(),
         outputs: numbers('$', &graph.outputs),
     }
+}
+
+/// What differs from a plain convolution.
+fn convolution_attributes(convolution: &Convolution) -> String {
+    let Convolution {
+        stride,
+        low,
+        high,
+        dilation,
+        expansion,
+        groups,
+        flip,
+    } = convolution;
+    let mut parts = vec![format!("stride {stride:?}")];
+    if low.iter().chain(high).any(|zeros| *zeros != 0) {
+        parts.push(format!("padding {low:?} {high:?}"));
+    }
+    for (name, steps) in [("dilation", dilation), ("expansion", expansion)] {
+        if steps.iter().any(|step| *step != 1) {
+            parts.push(format!("{name} {steps:?}"));
+        }
+    }
+    if *groups != 1 {
+        parts.push(format!("groups {groups}"));
+    }
+    if *flip {
+        parts.push("flip".into());
+    }
+    parts.join(", ")
 }

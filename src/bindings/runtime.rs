@@ -85,6 +85,13 @@ impl Runtime {
         Ok(LazyTensor { tensor })
     }
 
+    /// The tensor where it lies, which a GPU can use, or a copy in MLX's memory.
+    fn borrow(&self, py: Python<'_>, tensor: &Bound<'_, PyAny>) -> PyResult<LazyTensor> {
+        let imported = dlpack::import(tensor)?;
+        let tensor = py.detach(|| self.runtime.borrow(imported))?;
+        Ok(LazyTensor { tensor })
+    }
+
     /// Computes tensors, all together.
     fn evaluate(&self, py: Python<'_>, tensors: Vec<Bound<'_, LazyTensor>>) -> PyResult<()> {
         let tensors: Vec<&Tensor> = tensors.iter().map(|lazy| &lazy.get().tensor).collect();

@@ -14,7 +14,7 @@ use super::model::Model;
 use super::owner::{Owner, State};
 use super::step::StepMetadata;
 use super::tensor::{self, Tensor};
-use super::weights::{LoadReport, Parameters, Source};
+use super::weights::{self, LoadReport, Parameters, Source};
 use lowering::plan::Plan;
 use std::sync::Arc;
 
@@ -77,6 +77,15 @@ impl Runtime {
         let owner = self.owner.clone();
         self.owner
             .call(move |state| Tensor::new(state, &owner, tensor.to_array()?))
+    }
+
+    /// Uses another library's tensor where it lies, if MLX can, or copies it.
+    pub fn borrow(&self, tensor: Imported) -> Result<Tensor> {
+        let owner = self.owner.clone();
+        self.owner.call(move |state| {
+            let array = weights::borrow(&state.mlx, tensor)?;
+            Tensor::new(state, &owner, array)
+        })
     }
 
     /// Computes tensors, all together.

@@ -4,8 +4,8 @@
 use super::call::{Call, Item};
 use super::graph::Importer;
 use super::{
-    activation, attention, create, index, loss, movement, norm, order, pointwise, product, reduce,
-    resample, scatter, shape, special, vllm,
+    activation, attention, convolution, create, index, loss, movement, norm, order, pointwise,
+    pool, product, reduce, resample, scatter, shape, special, vllm,
 };
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -20,12 +20,14 @@ pub type Claims = &'static [(&'static str, Handler)];
 const FUNCTIONAL: &[Claims] = &[
     activation::CLAIMS,
     attention::CLAIMS,
+    convolution::CLAIMS,
     create::CLAIMS,
     index::CLAIMS,
     loss::CLAIMS,
     movement::CLAIMS,
     norm::CLAIMS,
     order::CLAIMS,
+    pool::CLAIMS,
     pointwise::BINARY_ONLY,
     pointwise::CLAIMS,
     product::CLAIMS,

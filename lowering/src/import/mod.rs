@@ -5,6 +5,7 @@
 mod activation;
 mod attention;
 mod call;
+mod convolution;
 mod create;
 mod dispatch;
 mod document;
@@ -17,6 +18,7 @@ mod movement;
 mod norm;
 mod order;
 mod pointwise;
+mod pool;
 mod product;
 mod promote;
 mod reduce;

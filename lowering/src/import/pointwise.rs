@@ -145,6 +145,7 @@ pub const WITH_IN_PLACE: Claims = &[
 /// Those without.
 pub const CLAIMS: Claims = &[
     ("aten._to_copy.default", to_copy),
+    ("prims.convert_element_type.default", to_copy),
     ("aten.where.self", where_),
     ("aten.where.ScalarSelf", where_),
     ("aten.where.ScalarOther", where_),

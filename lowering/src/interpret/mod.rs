@@ -5,6 +5,7 @@
 //! float32. Transcendental functions are `libm`'s, so that results are the same on every machine.
 
 mod attention;
+mod convolution;
 mod fused;
 mod movement;
 mod pointwise;

@@ -2,6 +2,7 @@
 //! One operator on values.
 
 use super::attention;
+use super::convolution::convolution;
 use super::fused;
 use super::movement;
 use super::pointwise;
@@ -181,6 +182,9 @@ fn compute(
         Op::Sort { axis, descending } => {
             let length = *operand(0)?.shape.get(*axis).ok_or("a missing axis")?;
             return reduce::sort(operand(0)?, *axis, *descending, length);
+        }
+        Op::Convolution(attributes) => {
+            convolution(precision, attributes, operand(0)?, operand(1)?, sizes)?
         }
         Op::Topk { axis, k } => {
             let count = usize::try_from(*k).map_err(|_| "a negative count")?;

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Result types of operators. Import, rewriting and the verifier all ask here, so they cannot disagree.
 
-use super::{AttentionMask, Scores};
-use super::{DType, Dim, Op, Reduction, RopeStyle, Scalar, TensorType, Unary, product};
+use super::{
+    AttentionMask, Convolution, DType, Dim, Op, Reduction, RopeStyle, Scalar, Scores, TensorType,
+    Unary, product,
+};
 
 /// Shape of a broadcast of two shapes, NumPy's rule; symbolic sizes must be equal or meet a 1.
 pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, String> {
@@ -299,6 +301,13 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
                 _ => Err(format!("{x} by the experts {experts} of {weights}")),
             }
         }
+        Op::Convolution(attributes) => {
+            let [x, weight] = arity(operands)?;
+            same_dtype(&x, &weight)?;
+            let shape = convolved(attributes, &x, &weight)
+                .ok_or_else(|| format!("{attributes:?} of {x} by {weight}"))?;
+            Ok(typed(x.dtype, shape))
+        }
         Op::RmsNorm { .. } | Op::LayerNorm { .. } => {
             let x = operands.first().ok_or("no operand")?;
             let most = if matches!(op, Op::RmsNorm { .. }) {
@@ -481,6 +490,64 @@ pub fn slice_length(start: Dim, stop: Dim, step: i64) -> Option<Dim> {
     span.checked_add(Dim::Fixed(step - 1))?
         .floor_div(Dim::Fixed(step))
 }
+
+/// Shape of a convolution's result.
+fn convolved(attributes: &Convolution, x: &TensorType, weight: &TensorType) -> Option<Vec<Dim>> {
+    let Convolution {
+        stride,
+        low,
+        high,
+        dilation,
+        expansion,
+        groups,
+        ..
+    } = attributes;
+    let axes = x.rank().checked_sub(2).filter(|axes| *axes > 0)?;
+    let lengths = [stride, low, high, dilation, expansion].map(Vec::len);
+    let positive = [stride, dilation, expansion]
+        .into_iter()
+        .flatten()
+        .chain([groups])
+        .all(|number| (1..=MAX_STEP).contains(number));
+    let padding = low
+        .iter()
+        .chain(high)
+        .all(|zeros| (0..=MAX_STEP).contains(zeros));
+    let channels = weight.last()?.checked_mul(Dim::Fixed(*groups))?;
+    let fits = x.dtype.is_float()
+        && weight.rank() == x.rank()
+        && lengths == [axes; 5]
+        && positive
+        && padding
+        && x.last() == Some(channels)
+        && weight.shape[0].checked_div(*groups).is_some();
+    if !fits {
+        return None;
+    }
+    let mut shape = vec![x.shape[0]];
+    for axis in 0..axes {
+        let (size, window) = (x.shape[axis + 1], weight.shape[axis + 1]);
+        let spread = |size: Dim, step: i64| {
+            size.checked_sub(Dim::Fixed(1))?
+                .checked_mul(Dim::Fixed(step))
+        };
+        let room = spread(size, expansion[axis])?
+            .checked_sub(spread(window, dilation[axis])?)?
+            .checked_add(Dim::Fixed(low[axis] + high[axis]))?;
+        let windows = room
+            .floor_div(Dim::Fixed(stride[axis]))?
+            .checked_add(Dim::Fixed(1))?;
+        if windows.fixed().is_some_and(|windows| windows < 1) {
+            return None;
+        }
+        shape.push(windows);
+    }
+    shape.push(weight.shape[0]);
+    Some(shape)
+}
+
+/// Strides and paddings beyond this are mistakes.
+const MAX_STEP: i64 = 1 << 20;
 
 fn matmul(x: &TensorType, y: &TensorType) -> Result<TensorType, String> {
     same_dtype(x, y)?;

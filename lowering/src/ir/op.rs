@@ -264,6 +264,25 @@ pub struct Scores {
     pub mask: AttentionMask,
 }
 
+/// Attributes of a convolution, one number for each axis between the first and the last.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Convolution {
+    /// Steps from window to window.
+    pub stride: Vec<i64>,
+    /// Zeros in front of the input.
+    pub low: Vec<i64>,
+    /// Zeros behind it.
+    pub high: Vec<i64>,
+    /// Steps between the elements of a window.
+    pub dilation: Vec<i64>,
+    /// The input's elements stand this far apart, with zeros between (transposed convolutions).
+    pub expansion: Vec<i64>,
+    pub groups: i64,
+    /// The weight is applied back to front.
+    pub flip: bool,
+}
+
 /// One operator. The comment gives operands, then result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -351,6 +370,10 @@ pub enum Op {
     /// expert, `w[experts[t, k]] @ x[t, k]` (MLX `gather_mm`). Other experts' weights are not read.
     ExpertMatmul,
 
+    /// `x [n, .., c], w [m, .., c / groups] -> [n, .., m]`, channels last: in each group, sums over
+    /// the windows of `x` (`torch.convolution` with its axes moved).
+    Convolution(Convolution),
+
     // 6. Fused: what rewrite rules produce
     /// `x [.., n], w? [n] -> x / sqrt(mean(x^2) + eps) * w` (Zhang & Sennrich 2019), normalised in
     /// float32. A weight of x's dtype multiplies what was rounded to it; a float32 weight multiplies
@@ -430,6 +453,7 @@ impl Op {
             Op::Topk { .. } => "topk",
             Op::Matmul => "matmul",
             Op::Addmm => "addmm",
+            Op::Convolution(_) => "convolution",
             Op::ExpertMatmul => "expert_matmul",
             Op::RmsNorm { .. } => "rms_norm",
             Op::AddRmsNorm { .. } => "add_rms_norm",

@@ -9,12 +9,14 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._guards import CompileContext, TracingContext
 
 from vllm_metal import envs
 from vllm_metal.compile.convert import convert
+from vllm_metal.compile.device import device
 from vllm_metal.compile.errors import CompileError
 from vllm_metal.compile.graph import LoweredGraph
 from vllm_metal.compile.reports import record, record_refusal
@@ -32,6 +34,12 @@ def mlx(
     unknown = {name: value for name, value in options.items() if value}
     if unknown:
         raise ValueError(f'backend="mlx" has no options, and was given {unknown}')
+    for tensor in example_inputs:
+        if isinstance(tensor, torch.Tensor) and tensor.device.type != "cpu":
+            raise ValueError(
+                f'backend="mlx" takes tensors on the CPU, whose memory a Mac\'s GPU shares, and '
+                f'was given one on {tensor.device}: move the model and its inputs with .to("cpu")'
+            )
     names = [_input_name(node) for node in graph_module.graph.find_nodes(op="placeholder")]
 
     def compile_forward(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -53,7 +61,10 @@ def _compile(
     }
     refuse = envs.FALLBACK.value() == "error"
     try:
-        lowered = LoweredGraph(graph, convert(module, parameters), refuse_fallback=refuse)
+        converted = convert(module, parameters)
+        if device() == "gpu" and torch.float64 in converted.dtypes:
+            raise CompileError("float64, which MLX has on the CPU only (VLLM_MLX_DEVICE=cpu)")
+        lowered = LoweredGraph(graph, converted, refuse_fallback=refuse)
     except (CompileError, ValueError) as error:
         if refuse:
             raise CompileError(f"{graph}: {error}") from error
@@ -102,4 +113,4 @@ def _input_name(node: fx.Node) -> str:
     source = source() if callable(source) else source
     path = re.sub(r"\._(modules|parameters|buffers)\['([^']*)'\]", r".\2", str(source))
     path = re.sub(r"\[(?:'([^']*)'|(\d+))\]", r".\1\2", path)
-    return path.removeprefix("L.self.").removeprefix("L.")
+    return re.sub(r"^L\.(self\.|fn\.)?", "", path)

@@ -16,6 +16,16 @@ from vllm_metal.compile.errors import CompileError
 from vllm_metal.compile.sizes import GraphSizes
 from vllm_metal.fx import GETITEM, Node, TensorType, ValueType, live_nodes
 
+_CHECKS = frozenset(
+    {
+        "aten._assert_scalar.default",
+        "aten._assert_tensor_metadata.default",
+        "aten.sym_constrain_range.default",
+        "aten.sym_constrain_range_for_size.default",
+    }
+)
+"""Statements about shapes and dtypes, which the trace has settled."""
+
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
@@ -29,9 +39,15 @@ class TensorInput:
 
 @dataclass(frozen=True)
 class Tensor:
-    """An output that the plan computes, by its place among the plan's outputs."""
+    """An output that the plan computes, by its place among the plan's outputs.
+
+    ``shared``: it may lie in the memory of an argument, a weight or a constant. ``order``: its axes
+    from the slowest to the fastest in memory, where PyTorch's result is not row-major.
+    """
 
     index: int
+    shared: bool = False
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,12 @@ class Converted:
     constants: dict[str, torch.Tensor]
     outputs: list[Output]
 
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Of all tensors of the graph."""
+        kinds = (node.type for node in self.nodes)
+        return {kind.dtype for kind in kinds if isinstance(kind, TensorType)}
+
 
 def convert(graph_module: fx.GraphModule, parameters: Mapping[int, str]) -> Converted:
     """The graph's nodes; ``parameters`` names the arguments, by position, that are weights.
@@ -89,6 +111,8 @@ class _Conversion:
         self.paths = parameters
         self.nodes: dict[fx.Node, Node] = {}
         self.positions: dict[Any, int] = {}
+        # Nodes that depend on an argument: the others are computed once, at load.
+        self.computed: set[fx.Node] = set()
         self.calls: list[Node] = []
         self.placeholders: list[Node] = []
         self.result = Converted([], GraphSizes(_shape_env(graph_module)), [], {}, {}, [])
@@ -120,6 +144,7 @@ class _Conversion:
                     self.result.sizes.give(self.result.sizes.expression(size), position, axis)
             path = self.paths.get(position)
             if path is None:
+                self.computed.add(node)
                 self.result.tensors.append(TensorInput(node.name, position))
                 self._leaf(node, Node(node.name, "placeholder", role="input"), value)
             else:
@@ -145,6 +170,8 @@ class _Conversion:
 
     def _call(self, node: fx.Node) -> None:
         value = node.meta.get("val")
+        if str(node.target) in _CHECKS:
+            return
         if isinstance(value, _SYMBOLIC):
             return  # stands as an expression wherever it is used
         if node.target is operator.getitem:
@@ -165,6 +192,8 @@ class _Conversion:
         )
         self.calls.append(made)
         self.nodes[node] = made
+        if any(source in self.computed for source in node.all_input_nodes):
+            self.computed.add(node)
 
     def _output(self, node: fx.Node) -> None:
         tensors: list[Node] = []
@@ -175,7 +204,8 @@ class _Conversion:
             if item in arguments:
                 self.result.outputs.append(Argument(arguments[item]))
             elif isinstance(value, torch.Tensor):
-                self.result.outputs.append(Tensor(len(tensors)))
+                shared = _root(item).op != "call_function" or item not in self.computed
+                self.result.outputs.append(Tensor(len(tensors), shared, _order(value)))
                 tensors.append(self.nodes[item])
             elif isinstance(value, _SYMBOLIC):
                 expression = self.result.sizes.expression(value)
@@ -227,6 +257,49 @@ def place_of(node: fx.Node) -> str:
     return f"{node.name} ({where})"
 
 
+# fmt: off
+_MOVEMENTS = frozenset({
+    "_to_copy", "_unsafe_view", "alias", "as_strided", "chunk", "clone", "contiguous",
+    "convert_element_type", "copy", "detach", "diagonal", "expand", "flatten", "lift_fresh",
+    "lift_fresh_copy", "movedim", "narrow", "permute", "reshape", "select", "slice", "split",
+    "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view",
+})
+# fmt: on
+"""Operators whose result may lie in the memory of their first argument on MLX."""
+
+
+def _root(node: fx.Node) -> fx.Node:
+    """What a chain of movements begins with."""
+    while node.op == "call_function":
+        overload = isinstance(node.target, torch._ops.OpOverload)
+        moves = overload and node.target._opname in _MOVEMENTS  # type: ignore[union-attr]
+        if not (moves or node.target is operator.getitem):
+            break
+        source = node.args[0]
+        if not isinstance(source, fx.Node):
+            break
+        node = source
+    return node
+
+
+def _order(value: torch.Tensor) -> tuple[int, ...] | None:
+    """The axes by their strides, if that is another order than row-major without gaps."""
+    sizes = [_hint(size) for size in value.shape]
+    strides = [_hint(stride) for stride in value.stride()]
+    if None in sizes or None in strides:
+        return None
+    axes = [axis for axis, size in enumerate(sizes) if size != 1]
+    if any(strides[axis] == 0 for axis in axes):
+        return None
+    by_stride = iter(sorted(axes, key=lambda axis: -strides[axis]))  # type: ignore[operator]
+    order = tuple(next(by_stride) if axis in axes else axis for axis in range(len(sizes)))
+    return None if order == tuple(range(len(sizes))) else order
+
+
+def _hint(size: int | torch.SymInt) -> int | None:
+    return size if isinstance(size, int) else size.node.hint
+
+
 def _mutates(graph_module: fx.GraphModule) -> bool:
     targets = (node.target for node in graph_module.graph.nodes)
     return any(isinstance(t, torch._ops.OpOverload) and t._schema.is_mutable for t in targets)
@@ -249,7 +322,7 @@ def _module_of(node: fx.Node) -> str:
     if not stack:
         return ""
     path = list(stack.values())[-1][0]
-    path = re.sub(r"^L\['self'\]\.?|^L__self___?", "", str(path))
+    path = re.sub(r"^L\['\w+'\]\.?|^L__\w+?___?", "", str(path))
     return re.sub(r"\._modules\['([^']*)'\]|\['([^']*)'\]", r".\1\2", path).strip(".")
 
 

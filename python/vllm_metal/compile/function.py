@@ -43,8 +43,9 @@ def lower_function(
     """Lower `function(*args, **kwargs)`; calling the result with arguments of the same structure
     runs it on MLX and gives what the function gives.
 
-    Tensors among the arguments (in lists, tuples and dicts, too) become inputs; everything else is
-    a constant of the graph. Without gradients. `dynamic` makes all sizes above 1 symbolic.
+    Tensors among the arguments (in lists, tuples and dicts, too) become inputs; everything else, a
+    module's weights included, is a constant of the graph. Without gradients. `dynamic` makes all
+    sizes above 1 symbolic.
     `refuse_fallback` raises ValueError for an operator without a lowering; it defaults to
     VLLM_METAL_FALLBACK. Raises CompileError for what no document can hold. Mutations of the
     arguments are not carried out: use `torch.compile(function, backend="mlx")` for the whole of
@@ -64,7 +65,10 @@ def lower_function(
 
     with torch.no_grad():
         graph_module: fx.GraphModule = make_fx(
-            flat, decomposition_table={}, tracing_mode="symbolic" if dynamic else "fake"
+            flat,
+            decomposition_table={},
+            tracing_mode="symbolic" if dynamic else "fake",
+            _allow_non_fake_inputs=True,  # a module's weights
         )(*tensors)
     if refuse_fallback is None:
         refuse_fallback = envs.FALLBACK.value() == "error"

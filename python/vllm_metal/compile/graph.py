@@ -3,6 +3,7 @@
 
 import json
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,8 +41,8 @@ class LoweredGraph:
         self._sizes = converted.sizes
         read = set(self.plan.inputs(GRAPH))
         self._inputs = [item for item in converted.tensors if item.name in read]
-        self._model: Any = None
-        self._loaded: tuple[Any, ...] = ()
+        # One graph may serve several modules, each with weights of its own.
+        self._models: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
     def __call__(self, *arguments: Any) -> list[Any]:
         model = self._load(arguments)
@@ -50,11 +51,12 @@ class LoweredGraph:
         results = model.run(GRAPH, {**inputs, **sizes}, borrow=True)
         lazy = list(results) if isinstance(results, tuple) else [results]
         runtime().evaluate(lazy)
-        outputs = []
+        outputs: list[Any] = []
+        memory: set[int] = set()
         for output in self._outputs:
             match output:
-                case Tensor(index):
-                    outputs.append(torch.from_dlpack(lazy[index]))
+                case Tensor():
+                    outputs.append(_owned(torch.from_dlpack(lazy[output.index]), output, memory))
                 case Argument(position):
                     outputs.append(arguments[position])
                 case Size(expression):
@@ -66,15 +68,33 @@ class LoweredGraph:
     def _load(self, arguments: Sequence[Any]) -> Any:
         """The plan with the weights of this call, loaded again after a weight has changed."""
         given = [arguments[position] for position in self._parameters.values()]
-        identity = tuple([fingerprint(tensor) for tensor in given])
-        if self._model is None or identity != self._loaded:
-            arrays = {
-                path: weights.upload(tensor)
-                for path, tensor in zip(self._parameters, given, strict=True)
-            }
-            self._model = runtime().load(self.plan, {**self._constants, **arrays}, run_island)
-            self._loaded = identity
-        return self._model
+        key = tuple([id(tensor) for tensor in given])
+        identity = [fingerprint(tensor) for tensor in given]
+        known = self._models.get(key)
+        if known is not None and known[0] == identity:
+            return known[1]
+        arrays = {
+            path: weights.upload(tensor)
+            for path, tensor in zip(self._parameters, given, strict=True)
+        }
+        if known is None and given:
+            weakref.finalize(given[0], self._models.pop, key, None)
+        constants = {path: plain(tensor) for path, tensor in self._constants.items()}
+        model = runtime().load(self.plan, {**constants, **arrays}, run_island)
+        self._models[key] = (identity, model)
+        return model
+
+
+def _owned(tensor: torch.Tensor, output: Tensor, memory: set[int]) -> torch.Tensor:
+    """The tensor in memory of its own, for a caller may write to it, and in PyTorch's layout."""
+    if output.order is not None:
+        moved = tensor.permute(output.order).contiguous()
+        inverse = sorted(range(len(output.order)), key=output.order.__getitem__)
+        return moved.permute(inverse)
+    if output.shared or tensor.data_ptr() in memory:
+        return tensor.clone()
+    memory.add(tensor.data_ptr())
+    return tensor
 
 
 def _document(name: str, converted: Converted) -> bytes:

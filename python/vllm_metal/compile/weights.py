@@ -38,7 +38,7 @@ class Weights:
             return known[1]
         if known is None:
             weakref.finalize(tensor, self._uploads.pop, key, None)
-        array = runtime().upload(plain(tensor))
+        array = runtime().borrow(plain(tensor))
         self._uploads[key] = (identity, array)
         return array
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One instruction: an operator on arrays.
 
-use super::{attention, experts, movement, norm, pointwise, reduction, rope};
+use super::{attention, convolution, experts, movement, norm, pointwise, reduction, rope};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::mlx::{Array, Mlx};
 use lowering::ir::{DType, Dim, Op, TensorType};
@@ -120,6 +120,7 @@ pub fn execute(
             let route = experts::route(mlx, operands.get(2)?, count)?;
             experts::expert_matmul(mlx, x()?, y()?, &route)?
         }
+        Op::Convolution(attributes) => convolution::convolve(mlx, attributes, x()?, y()?)?,
         Op::RmsNorm { eps } => {
             norm::rms_norm(mlx, x()?, operands.0.get(1).copied(), eps.get(), dtype)?
         }

@@ -2,6 +2,7 @@
 //! Runs the graphs of a plan: a loop over steps, and in each region a loop over instructions.
 
 mod attention;
+mod convolution;
 mod experts;
 mod graph;
 mod instruction;

@@ -7,6 +7,7 @@
 //! through [`Mlx::make`].
 
 mod array;
+mod convolution;
 mod error;
 mod index;
 mod metal_kernel;
@@ -14,6 +15,7 @@ mod ops;
 mod stream;
 
 pub use array::{data_pointer, dtype, foreign_array, host_array, is_contiguous, scalar};
+pub use convolution::Windows;
 pub use error::{MlxError, MlxResult};
 pub use metal_kernel::MetalKernel;
 pub use stream::{Device, Meter, Mlx, dtype_code};

@@ -9,6 +9,7 @@ use lowering::ir::{
     Unary,
 };
 
+mod convolution;
 mod experts;
 mod movement;
 mod norm;
