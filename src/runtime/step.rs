@@ -110,7 +110,12 @@ impl<'a> StepEffects<'a> {
         Ok(slots)
     }
 
-    fn attend_layer(&mut self, index: usize, q: &Array, k: &Array, v: &Array) -> Result<Array> {
+    fn attend_layer(
+        &mut self,
+        index: usize,
+        q: &Array,
+        new: Option<(&Array, &Array)>,
+    ) -> Result<Array> {
         let layers = self.layers;
         let layer = layers.get(index).ok_or_else(|| {
             Error::Unsupported(format!("the plan has no attention layer {index}"))
@@ -131,6 +136,10 @@ impl<'a> StepEffects<'a> {
         };
         if is_encoder(layer) {
             let layout = self.layout(group, kind, num_tokens)?;
+            let (k, v) = new.ok_or_else(|| {
+                let name = &layer.plan.name;
+                Error::Unsupported(format!("encoder layer {name:?} without keys and values"))
+            })?;
             let rows = encode_rows(self.mlx, k, v)?;
             return attend(self.mlx, layer, &layout, fused, q, &rows);
         }
@@ -156,9 +165,9 @@ impl<'a> StepEffects<'a> {
             .as_ref()
             .or_else(|| Some(&self.cache.as_deref()?.caches[cache_index].array))
             .ok_or(Error::Closed)?;
-        match slots {
-            None => attend(mlx, layer, &layout, fused, q, current),
-            Some(slots) => {
+        match (slots, new) {
+            (None, _) | (_, None) => attend(mlx, layer, &layout, fused, q, current),
+            (Some(slots), Some((k, v))) => {
                 let written = write(mlx, current, &slots, k, v)?;
                 let result = attend(mlx, layer, &layout, fused, q, &written)?;
                 self.pending[cache_index] = Some(written);
@@ -225,8 +234,8 @@ impl StepMetadata {
 }
 
 impl Effects for StepEffects<'_> {
-    fn attention(&mut self, layer: u32, q: &Array, k: &Array, v: &Array) -> Result<Array> {
-        self.attend_layer(layer as usize, q, k, v)
+    fn attention(&mut self, layer: u32, q: &Array, new: Option<(&Array, &Array)>) -> Result<Array> {
+        self.attend_layer(layer as usize, q, new)
     }
 
     fn island(

@@ -27,9 +27,10 @@ def main() -> int:
     rows = {} if options.json is None or not some else _read(options.json)
     done = 0
     with Pool(options.processes) as pool:
+        known = pool.call(cases)
         chosen = [
             case
-            for case in pool.call(cases)
+            for case in known
             if (not options.names or any(name in case.architecture for name in options.names))
             and (options.only is None or case.in_transformers == (options.only == "both"))
         ]
@@ -45,7 +46,8 @@ def main() -> int:
                 options.json.write_text(text, encoding="utf-8")
     if options.write:
         options.write.parent.mkdir(exist_ok=True)
-        options.write.write_text(coverage.table(list(rows.values())), encoding="utf-8")
+        every = [rows.get(case.architecture, Outcome(case, "not run")) for case in known]
+        options.write.write_text(coverage.table(every), encoding="utf-8")
     print(coverage.summary(list(rows.values())))
     return 0
 

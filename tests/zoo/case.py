@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One architecture, from its configuration class to a verdict. Runs in a process of its own."""
 
+import contextlib
 import json
 import os
 import time
@@ -86,10 +87,10 @@ class Outcome:
         return Outcome(Case(row["architecture"], row["in_transformers"]), **rest)
 
 
-def run(case: Case, directory: Path, added: dict[str, Any], torch: bool = False) -> Outcome:
+def run(case: Case, directory: Path, added: list[str], torch: bool = False) -> Outcome:
     """Build, run and compare; a failure is an outcome, not an exception.
 
-    `added` are keys for vLLM's `config.json`; `torch` runs vLLM's PyTorch model.
+    `added` are names of keys for vLLM's `config.json`; `torch` runs vLLM's PyTorch model.
     """
     os.environ["VLLM_METAL_USE_MLX"] = "0" if torch else "1"
     outcome = Outcome(case)
@@ -106,7 +107,7 @@ def run(case: Case, directory: Path, added: dict[str, Any], torch: bool = False)
     return outcome
 
 
-def _against_transformers(directory: Path, added: dict[str, Any], outcome: Outcome) -> None:
+def _against_transformers(directory: Path, added: list[str], outcome: Outcome) -> None:
     from zoo import checkpoint
     from zoo.compare import ask, compare, log_probabilities, prompts
 
@@ -128,7 +129,7 @@ def _against_transformers(directory: Path, added: dict[str, Any], outcome: Outco
         outcome.reason = f"{comparison.different_tokens} greedy tokens are not Hugging Face's"
 
 
-def _against_torch(directory: Path, added: dict[str, Any], outcome: Outcome) -> None:
+def _against_torch(directory: Path, added: list[str], outcome: Outcome) -> None:
     from vllm import LLM
     from vllm.model_executor.model_loader import dummy_loader
 
@@ -145,9 +146,15 @@ def _against_torch(directory: Path, added: dict[str, Any], outcome: Outcome) -> 
     outcome.result = "ran"
 
 
-def _add_keys(path: Path, added: dict[str, Any]) -> None:
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(added | config))
+def _add_keys(path: Path, added: list[str]) -> None:
+    """Write keys that vLLM found missing. A key whose value is not known stays missing."""
+    from zoo import keys
+
+    config = keys.ALWAYS | json.loads(path.read_text())
+    for name in added:
+        with contextlib.suppress(KeyError):
+            config.setdefault(name, keys.value(name, config))
+    path.write_text(json.dumps(config))
 
 
 def _describe(llm: Any, outcome: Outcome) -> None:

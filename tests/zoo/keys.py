@@ -26,6 +26,7 @@ _VALUES: dict[str, Any] = {
     "interleaved_sliding_window": [WINDOW],
     "interpolation_factor": None,
     "is_causal": True,
+    "expert_hidden_dim": 96,
     "layer_group_size": 2,
     "layernorm_num_groups": 1,
     "max_position_embedding": 256,
@@ -63,6 +64,9 @@ _VALUES: dict[str, Any] = {
     "topk_method": "noaux_tc",
 }
 
+ALWAYS = {"use_routing_bias": True, "qk_norm": True}
+"""Keys that vLLM can do without, and then drops weights that Hugging Face's models have."""
+
 _RULES: list[tuple[str, Any]] = [
     (r".*dropout", 0.0),
     (r".*eps(ilon)?", 1e-5),
@@ -78,11 +82,17 @@ _RULES: list[tuple[str, Any]] = [
 ]
 
 
-def value(name: str) -> Any:
-    """What a tiny checkpoint says for the key. Raises KeyError for one that is not known."""
+def value(name: str, config: dict[str, Any]) -> Any:
+    """What a tiny checkpoint with that configuration says for the key.
+
+    Raises KeyError for one that is not known.
+    """
     if name in _VALUES:
         return _VALUES[name]
+    plain = name.removeprefix("swa_")
+    if plain != name and config.get(plain) is not None:
+        return config[plain]  # layers with a window are as the others
     for pattern, known in _RULES:
         if re.fullmatch(pattern, name):
             return known
-    return shrink_count(name, 4096, {})
+    return shrink_count(name, 128, {})

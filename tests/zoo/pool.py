@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from zoo import keys
 from zoo.case import Case, Outcome, run, set_environment
 
 CPU_SECONDS = 120
@@ -68,30 +67,27 @@ class Pool:
             yield future.result()
 
     def _run_case(self, case: Case) -> Outcome:
-        added: dict[str, Any] = {}
+        added: list[str] = []
         for _ in range(MOST_TRIES):
             outcome = self._run_once(case, added)
             missing = _MISSING_KEY.search(outcome.reason)
             if missing is None or missing[1] in added:
                 break
-            try:
-                added[missing[1]] = keys.value(missing[1])
-            except KeyError:
-                break
+            added.append(missing[1])
         if outcome.result == "differs":
             self._ask_torch(case, added, outcome)
         if outcome.result == "ran":
             self._judge_by_torch(case, added, outcome)
         return outcome
 
-    def _run_once(self, case: Case, added: dict[str, Any], torch: bool = False) -> Outcome:
+    def _run_once(self, case: Case, added: list[str], torch: bool = False) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="zoo-") as directory:
             try:
                 return self.call(run, case, Path(directory), added, torch)
             except (TimeoutError, ChildProcessError) as error:
                 return Outcome(case, "stopped", str(error))
 
-    def _ask_torch(self, case: Case, added: dict[str, Any], outcome: Outcome) -> None:
+    def _ask_torch(self, case: Case, added: list[str], outcome: Outcome) -> None:
         """vLLM's own model may be what differs from Hugging Face's."""
         torch = self._run_once(case, added, torch=True)
         if torch.largest_difference is not None and torch.result == "differs":
@@ -105,7 +101,7 @@ class Pool:
         elif torch.result != "passed":
             outcome.reason += f"; vLLM's PyTorch model {torch.result}: {torch.reason}"
 
-    def _judge_by_torch(self, case: Case, added: dict[str, Any], outcome: Outcome) -> None:
+    def _judge_by_torch(self, case: Case, added: list[str], outcome: Outcome) -> None:
         """Without a Hugging Face model the reference is vLLM's own."""
         torch = self._run_once(case, added, torch=True)
         if torch.result != "ran":

@@ -219,9 +219,9 @@ def _cut(
 ) -> list[Any]:
     if isinstance(values[0], str):
         return values[:after]
-    if values == list(range(before)) and name.endswith("_idxs"):
-        # "all layers", where real checkpoints list some: both kinds are wanted
-        return list(range(1, after, 2))
+    if values == list(range(before)):
+        # all layers; or, where real checkpoints list some, some: both kinds are wanted
+        return list(range(1, after, 2) if name.endswith("_idxs") else range(after))
     spread = [values[i * before // after] for i in range(after)]
     return [_shrink_field(name.removesuffix("_per_layer"), v, fields, -1, after) for v in spread]
 

@@ -39,7 +39,7 @@ def write_config(architecture: str, directory: Path) -> None:
             if missing is None or missing[1] in config:
                 raise
             try:
-                config[missing[1]] = keys.value(missing[1])
+                config[missing[1]] = keys.value(missing[1], config)
             except KeyError:
                 raise error from None
     raise ValueError(f"{architecture} asks for more than {MOST_KEYS} keys")

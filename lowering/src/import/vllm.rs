@@ -4,7 +4,7 @@
 use super::call::{Call, Item};
 use super::dispatch::Claims;
 use super::graph::Importer;
-use crate::ir::{Binary, DType, Float, Op, Reduction, Scalar, TensorType, Unary, Value};
+use crate::ir::{Binary, DType, Dim, Float, Op, Reduction, Scalar, TensorType, Unary, Value};
 
 /// Operators of this family.
 pub const CLAIMS: Claims = &[
@@ -14,6 +14,7 @@ pub const CLAIMS: Claims = &[
         "vllm_ir.fused_add_rms_norm.maybe_inplace",
         fused_add_rms_norm,
     ),
+    ("vllm_ir.gelu_and_mul_sparse.default", gelu_and_mul_sparse),
     ("vllm.unified_attention_with_output.default", attention),
     ("vllm_metal.expert_matmul.default", expert_matmul),
 ];
@@ -56,6 +57,47 @@ fn fused_add_rms_norm(importer: &mut Importer, call: &Call) -> Result<Item, Stri
         importer.fresh(value),
         importer.fresh(residual),
     ]))
+}
+
+/// vLLM `ir.ops.gelu_and_mul_sparse`: of the gates only those above
+/// `mean + std_multiplier * std` of their row count, less that threshold.
+fn gelu_and_mul_sparse(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x, multiplier, approximate] = call.bind(["x", "std_multiplier", "approximate"])?;
+    let activation = match &approximate {
+        Item::None => Unary::Gelu,
+        Item::Str(kind) if kind == "none" => Unary::Gelu,
+        Item::Str(kind) if kind == "tanh" => Unary::GeluTanh,
+        other => return Err(format!("approximate={other:?}")),
+    };
+    let x = importer.value(&x)?;
+    let builder = &mut importer.builder;
+    let dtype = builder.dtype(x);
+    let axis = (builder.shape(x).len())
+        .checked_sub(1)
+        .ok_or("gates of rank 0")?;
+    let width = builder.shape(x)[axis].fixed().ok_or("gates of any width")?;
+    let half = Dim::Fixed(width / 2);
+    let gate = builder.slice(x, axis, 0.into(), half, 1)?;
+    let up = builder.slice(x, axis, half, Dim::Fixed(width), 1)?;
+
+    let wide = builder.cast(gate, DType::Float32)?;
+    let mean = builder.reduce(Reduction::Mean, wide, vec![axis], true)?;
+    let apart = builder.binary(Binary::Sub, wide, mean)?;
+    let square = builder.unary(Unary::Square, apart)?;
+    let variance = builder.reduce(Reduction::Mean, square, vec![axis], true)?;
+    let deviation = builder.unary(Unary::Sqrt, variance)?;
+    let deviation = builder.cast(deviation, dtype)?;
+    let mean = builder.cast(mean, dtype)?;
+
+    let multiplier = Scalar::Float(Float::new(multiplier.float()?));
+    let multiplier = builder.scalar(multiplier, dtype);
+    let above = builder.binary(Binary::Mul, deviation, multiplier)?;
+    let threshold = builder.binary(Binary::Add, mean, above)?;
+    let rest = builder.binary(Binary::Sub, gate, threshold)?;
+    let sparse = builder.unary(Unary::Relu, rest)?;
+    let active = builder.unary(activation, sparse)?;
+    let value = builder.binary(Binary::Mul, active, up)?;
+    Ok(importer.fresh(value))
 }
 
 /// `x / sqrt(mean(x^2) + eps)` in float32, rounded to the weight's dtype, times the weight, rounded to `dtype`.

@@ -11,8 +11,9 @@ use lowering::plan::{GraphPlan, Instruction, Region, Step};
 
 /// What a graph cannot do by itself: attention over a KV cache, and calls into PyTorch.
 pub trait Effects {
-    /// `q [t, heads, d], k [t, kv_heads, d], v [t, kv_heads, d_v] -> [t, heads, d_v]` of the plan's layer.
-    fn attention(&mut self, layer: u32, q: &Array, k: &Array, v: &Array) -> Result<Array>;
+    /// `q [t, heads, d] -> [t, heads, d_v]` of the plan's layer. `new` are the step's
+    /// `k [t, kv_heads, d], v [t, kv_heads, d_v]`; a layer may have none where it shares a cache.
+    fn attention(&mut self, layer: u32, q: &Array, new: Option<(&Array, &Array)>) -> Result<Array>;
 
     /// Runs `Op::Island` and returns its results.
     fn island(
@@ -397,7 +398,10 @@ impl Run<'_> {
             .map(|slot| Ok(&self.slot(*slot)?.array))
             .collect::<Result<_>>()?;
         let results = match (op, operands.as_slice()) {
-            (Op::Attention { layer }, [q, k, v]) => vec![effects.attention(*layer, q, k, v)?],
+            (Op::Attention { layer }, [q, k, v]) => {
+                vec![effects.attention(*layer, q, Some((k, v)))?]
+            }
+            (Op::Attention { layer }, [q]) => vec![effects.attention(*layer, q, None)?],
             (Op::Island { target, arguments }, operands) => {
                 effects.island(target, arguments, operands, types)?
             }
