@@ -183,6 +183,8 @@ pub fn work(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Work {
                 Activation::Gelu => unary(Unary::Gelu),
                 Activation::GeluTanh => unary(Unary::GeluTanh),
                 Activation::Relu => unary(Unary::Relu),
+                // `alpha * x`, its sigmoid, the product.
+                Activation::Swish { .. } => 3,
             };
             let gate = if half { wide(result) } else { written };
             let widened = if half {

@@ -14,12 +14,13 @@ fn rope_rotates_pairs_of_every_style_and_passes_the_rest() {
         (RopeStyle::Gptj, 6),
         (RopeStyle::RotateHalf, 8),
         (RopeStyle::RotateHalf, 4),
+        (RopeStyle::RotatePairs, 8),
+        (RopeStyle::RotatePairs, 6),
     ] {
         let half = rotary / 2;
-        let columns = if style == RopeStyle::RotateHalf {
-            rotary
-        } else {
-            half
+        let columns = match style {
+            RopeStyle::Neox | RopeStyle::Gptj => half,
+            RopeStyle::RotateHalf | RopeStyle::RotatePairs => rotary,
         };
         let (cos, sin) = (
             random.units(tokens * columns),
@@ -31,15 +32,17 @@ fn rope_rotates_pairs_of_every_style_and_passes_the_rest() {
                 for pair in 0..half {
                     let (a, b) = match style {
                         RopeStyle::Neox | RopeStyle::RotateHalf => (row + pair, row + pair + half),
-                        RopeStyle::Gptj => (row + 2 * pair, row + 2 * pair + 1),
+                        RopeStyle::Gptj | RopeStyle::RotatePairs => {
+                            (row + 2 * pair, row + 2 * pair + 1)
+                        }
                     };
-                    // The second of a pair has columns of its own only in the last style.
-                    let first = token * columns + pair;
-                    let second = if columns == rotary {
-                        first + half
-                    } else {
-                        first
+                    // Each of a pair has columns of its own where there are as many as elements.
+                    let (first, second) = match style {
+                        RopeStyle::Neox | RopeStyle::Gptj => (pair, pair),
+                        RopeStyle::RotateHalf => (pair, pair + half),
+                        RopeStyle::RotatePairs => (2 * pair, 2 * pair + 1),
                     };
+                    let (first, second) = (token * columns + first, token * columns + second);
                     let at = |table: &[f32], column: usize| f64::from(table[column]);
                     let (left, right) = (f64::from(x[a]), f64::from(x[b]));
                     result[a] = left * at(&cos, first) - right * at(&sin, first);
