@@ -34,9 +34,10 @@ setup: $(VENV)/.ready
 serve: setup
 	PATH="$(abspath $(bin)):$$PATH" $(bin)/vllm serve $(MODEL) --port $(PORT)
 
+# Two processes: the tests of a file share engines and models, and each computes on one thread.
 test: lint
 	cargo test --workspace --no-default-features
-	$(bin)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
 	cargo fmt --all --check
@@ -54,10 +55,11 @@ bench: setup
 	cargo bench -p lowering
 	@for script in benches/*.py; do echo "== $$script"; $(bin)/python "$$script" || exit 1; done
 
-# Every text architecture that vLLM knows, tiny: an hour or so.
+# Every operator of PyTorch's own database, in every dtype: an hour or so.
 ops: setup
 	cd tests && ../$(bin)/python -m ops
 
+# Every text architecture that vLLM knows, tiny: an hour or so.
 coverage: setup
 	cd tests && ../$(bin)/python -m zoo --json ../.build/coverage.json --write ../docs/coverage.md
 
