@@ -187,10 +187,11 @@ pub fn work(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Work {
                 Activation::Swish { .. } => 3,
             };
             let gate = if half { wide(result) } else { written };
-            let widened = if half {
-                none.kernel(bytes(x), wide(x))
-            } else {
-                none
+            let widened = match half {
+                true => operands
+                    .iter()
+                    .fold(none, |work, of| work.kernel(bytes(of), wide(of))),
+                false => none,
             };
             let product = widened.chain(function, gate).kernel(2 * gate, gate);
             match half {

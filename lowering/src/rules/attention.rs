@@ -31,9 +31,6 @@ const BARE: Guard = ("the scores are neither capped nor masked", |m| {
 const UNMASKED: Guard = ("the scores are not masked", |m| {
     of(m, &["?q", "?k"]).is_some_and(|scores| scores.mask == AttentionMask::None)
 });
-const MASKED: Guard = ("the mask is added to the scores", |m| {
-    of(m, &["?q", "?k", "?m"]).is_some_and(|scores| scores.mask == AttentionMask::Additive)
-});
 const SAME_TYPE: Guard = ("the result has the scores' type", |m| {
     m.root_type() == m.type_of("?s")
 });
@@ -134,23 +131,6 @@ fn masked(m: &Match, mask: AttentionMask, operand: Build) -> Option<Right> {
         ..of(m, &["?q", "?k"])?
     };
     let operands = vec![class(m, "?q"), class(m, "?k"), operand];
-    Some(Build::Node(Op::AttentionScores(scores), operands).into())
-}
-
-/// Both masks as one; in float32, so that it is not rounded more than the scores were.
-fn masked_twice(m: &Match) -> Option<Right> {
-    let wide = |name| match m.dtype(name) {
-        Some(DType::Float32) => class(m, name),
-        _ => m.node(
-            Op::Cast {
-                dtype: DType::Float32,
-            },
-            &[name],
-        ),
-    };
-    let sum = Build::Node(Op::Binary(Binary::Add), vec![wide("?m"), wide("?n")]);
-    let scores = of(m, &["?q", "?k", "?m"])?;
-    let operands = vec![class(m, "?q"), class(m, "?k"), sum];
     Some(Build::Node(Op::AttentionScores(scores), operands).into())
 }
 
@@ -407,14 +387,6 @@ pub(super) const RULES: &[Rule] = &[
         guards: &[UNMASKED, SAME_TYPE],
         right: |m| masked(m, AttentionMask::Additive, class(m, "?m")),
     },
-    // scores(q, k, m) + n  =>  scores(q, k, m + n)
-    Rule {
-        name: "scores_masked_twice",
-        numerics: Numerics::Improves,
-        left: "(add ?s:(attention_scores ?q ?k ?m) ?n)",
-        guards: &[MASKED, SAME_TYPE],
-        right: masked_twice,
-    },
     // where(b, scores(q, k), f)  =>  scores(q, k, b)
     Rule {
         name: "scores_shown",
@@ -515,9 +487,6 @@ pub(super) mod tests {
         ("scores_masked", Fuses("attention_scores"), "(add (attention_scores:0.5 q:f32[2,3,t,4] k:f32[2,3,t,4]) m:f32[2,1,t,t])"),
         ("scores_masked", Refuses("the scores are not masked"), "(add (attention_scores:0.5,causal q:f32[2,3,t,4] k:f32[2,3,t,4]) m:f32[2,1,t,t])"),
         ("scores_masked", Refuses("the result has the scores' type"), "(add (attention_scores:0.5 q:f32[1,3,t,4] k:f32[1,3,t,4]) m:f32[2,3,t,t])"),
-        ("scores_masked_twice", Fuses("attention_scores"), "(add (attention_scores:0.5,added q:bf16[2,3,t,4] k:bf16[2,3,t,4] a:bf16[3,1,t]) m:bf16[2,1,t,t])"),
-        ("scores_masked_twice", Refuses("the mask is added to the scores"), "(add (attention_scores:0.5,shown:-1 q:f32[2,3,t,4] k:f32[2,3,t,4] b:bool[t,t]) m:f32[2,1,t,t])"),
-        ("scores_masked_twice", Refuses("the result has the scores' type"), "(add (attention_scores:0.5,added q:f32[1,3,t,4] k:f32[1,3,t,4] a:f32[t,t]) m:f32[2,1,t,t])"),
         ("scores_shown", Fuses("attention_scores"), "(where b:bool[t,t] (attention_scores:0.5 q:f32[2,3,t,4] k:f32[2,3,t,4]) -1e9)"),
         ("scores_shown", Refuses("the scores are not masked"), "(where b:bool[t,t] (attention_scores:0.5,causal q:f32[2,3,t,4] k:f32[2,3,t,4]) -1e9)"),
         ("scores_shown", Refuses("hidden scores are replaced by a constant"), "(where b:bool[t,t] (attention_scores:0.5 q:f32[2,3,t,4] k:f32[2,3,t,4]) f:f32[t,t])"),
