@@ -2,6 +2,8 @@
 """Hugging Face's own model code through the backend: every norm, rotary embedding, attention and
 gated MLP of the module tree is one operator of the plan."""
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -10,7 +12,7 @@ from torch import nn
 from vllm_metal.compile.backend import mlx
 from vllm_metal.compile.reports import reports, reset_reports
 
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -20,7 +22,7 @@ _SIZES = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
-_MODELS = {
+_MODELS: dict[str, dict[str, Any]] = {
     "Llama": {},
     "Qwen3": {"head_dim": 8},
     "Mistral": {"sliding_window": 4},
