@@ -107,21 +107,22 @@ PREFIX = '#include <metal_stdlib>\n#include "mlx/backend/metal/kernels/utils.h"\
 
 
 @functools.cache
+def _session() -> tempfile.TemporaryDirectory[str]:
+    """For what is kept no longer than this process."""
+    return tempfile.TemporaryDirectory(dir=_cache())
+
+
+@functools.cache
 def _precompiled_prefix(flags: tuple[str, ...]) -> Path:
-    """The headers of every kernel, parsed once: half of what a kernel takes to compile."""
-    key = hashlib.sha256("\0".join([PREFIX, _environment_hash(), *flags]).encode())
-    path = _cache() / f"prefix-{key.hexdigest()[:20]}.pch"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
-            built = Path(scratch) / "prefix.pch"
-            command = [compiler(), *_LANGUAGE, *_COMPILED, *flags, *includes()]
-            subprocess.run(
-                [*command, "-x", "c++-header", "-o", str(built), "-"],
-                input=PREFIX,
-                text=True,
-                check=True,
-            )
-            built.rename(path)
+    """The headers of every kernel, parsed once a process: half of what a kernel takes to compile.
+
+    clang refuses one whose headers were touched or stand elsewhere since, so it is not kept.
+    """
+    path = Path(_session().name) / f"prefix-{len(list(Path(_session().name).iterdir()))}.pch"
+    command = [compiler(), *_LANGUAGE, *_COMPILED, *flags, *includes()]
+    subprocess.run(
+        [*command, "-x", "c++-header", "-o", str(path), "-"], input=PREFIX, text=True, check=True
+    )
     return path
 
 
