@@ -6,7 +6,9 @@ use crate::runtime::error::{Error, Result};
 use crate::runtime::host::HostTensor;
 use crate::runtime::tensor::Tensor;
 use crate::runtime::weights::{Checkpoint, LoadReport, Recipe, Source, required};
-use crate::runtime::{Argument, CacheSpec, LoadedModel, Metadata, Pages, Runtime};
+use crate::runtime::{
+    Argument, CacheSpec, LoadedModel, Metadata, Pages, Requests, Runtime, StateMetadata, StateSpec,
+};
 use lowering::ir::{DType, Dim};
 use lowering::plan::{Binding, Plan};
 use serde::Deserialize;
@@ -122,7 +124,13 @@ impl Generator {
             pages,
             dtype: self.facts.kv_cache_dtype,
         });
-        self.model.allocate_kv_cache(specs.collect())
+        let states = self.plan.state_layers.iter().map(|layer| StateSpec {
+            layers: vec![layer.name.clone()],
+            num_slots: 1,
+            dtypes: vec![DType::Float32; layer.states.len()],
+        });
+        self.model
+            .allocate_kv_cache(specs.collect(), states.collect())
     }
 
     /// Computes a prompt, all of it, and gives the most likely next token. [`Generator::allocate`]
@@ -173,7 +181,17 @@ impl Generator {
             spans: Vec::new(),
         });
         let names = self.plan.layers.iter().map(|layer| layer.name.clone());
-        let attention = vec![(names.collect(), metadata)];
+        let state_names = self.plan.state_layers.iter();
+        let state_names = state_names.map(|layer| layer.name.clone());
+        let states = Arc::new(StateMetadata {
+            query_start_loc: vec![0, tokens.len() as i32],
+            read_slots: vec![if start == 0 { -1 } else { 0 }],
+            write_slots: vec![0],
+        });
+        let attention = vec![
+            (names.collect(), Requests::Attention(metadata)),
+            (state_names.collect(), Requests::State(states)),
+        ];
         let graph = self
             .plan
             .graph("backbone")

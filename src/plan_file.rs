@@ -278,6 +278,7 @@ mod tests {
             architecture: "Nothing".into(),
             dtype: "float32".into(),
             layers: Vec::new(),
+            state_layers: Vec::new(),
             graphs: Vec::new(),
         }
     }

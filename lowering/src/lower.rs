@@ -86,6 +86,7 @@ pub fn lower(document: &[u8], options: &Options) -> Result<Lowered> {
         architecture: program.architecture.clone(),
         dtype: program.dtype.clone(),
         layers: program.layers.clone(),
+        state_layers: program.state_layers.clone(),
         graphs,
     };
     let plan_sha256 = plan.sha256()?;

@@ -157,6 +157,7 @@ fn fused_name(op: &Op) -> Option<&'static str> {
         Op::Rope { .. } => "rope",
         Op::GatedActivation { .. } => "gated_mlp",
         Op::Attention { .. } | Op::ScaledDotProductAttention { .. } => "attention",
+        Op::Recurrence { function, .. } => function.name(),
         _ => return None,
     })
 }

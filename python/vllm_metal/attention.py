@@ -180,9 +180,10 @@ class MetalAttentionImpl(AttentionImpl[MetalAttentionMetadata]):
             )
             first_key = visibility.first_key(first_query)
             if cached:
-                keys, values = read_kv_cache(
-                    kv_cache, attn_metadata.block_table[request], first_key, seq_len, self.head_size
+                tokens = read_kv_cache(
+                    kv_cache, attn_metadata.block_table[request], first_key, seq_len
                 )
+                keys, values = self._keys_and_values(tokens)
             else:
                 assert key is not None and value is not None
                 first_key = 0
@@ -191,6 +192,10 @@ class MetalAttentionImpl(AttentionImpl[MetalAttentionMetadata]):
                 query[rows], keys, values, first_query, first_key, visibility
             )
         return output
+
+    def _keys_and_values(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of cached tokens [num_kv_heads, num_keys, row]."""
+        return tokens[..., : self.head_size], tokens[..., self.head_size :]
 
     def _attend(
         self,
@@ -262,9 +267,9 @@ def write_kv_cache(
 
 
 def read_kv_cache(
-    kv_cache: torch.Tensor, block_table: torch.Tensor, first: int, last: int, head_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """K [num_kv_heads, last - first, head_size] and V of one request's tokens first..last.
+    kv_cache: torch.Tensor, block_table: torch.Tensor, first: int, last: int
+) -> torch.Tensor:
+    """Rows [num_kv_heads, last - first, head_size + head_size_v] of a request's tokens first..last.
 
     Blocks outside that range are not touched: behind a sliding window vLLM has given them away.
     """
@@ -272,8 +277,7 @@ def read_kv_cache(
     first_block = first // block_size
     blocks = block_table[first_block : -(-last // block_size)].long()
     tokens = kv_cache[blocks].transpose(0, 1).flatten(1, 2)
-    tokens = tokens[:, first - first_block * block_size : last - first_block * block_size]
-    return tokens[..., :head_size], tokens[..., head_size:]
+    return tokens[:, first - first_block * block_size : last - first_block * block_size]
 
 
 @register_backend(AttentionBackendEnum.CUSTOM)

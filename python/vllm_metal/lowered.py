@@ -17,6 +17,7 @@ from vllm.v1.kv_cache_interface import (
     AttentionSpec,
     KVCacheConfig,
     KVCacheSpec,
+    MambaSpec,
     UniformTypeKVCacheSpecs,
 )
 
@@ -29,6 +30,7 @@ from vllm_metal.islands import run_island
 from vllm_metal.plan_cache import PlanCache
 from vllm_metal.progress import capturing
 from vllm_metal.progress import lowering as lowering_bar
+from vllm_metal.recurrent.metadata import MetalStateMetadata
 
 logger = init_logger("vllm.metal")
 
@@ -198,6 +200,7 @@ class LoweredModel:
         fit.
         """
         sizes: dict[str, tuple[int, int, str]] = {}
+        states: dict[Any, list[str]] = {}
         places: dict[Any, list[str]] = {}
         kernel_block_size = {
             name: size
@@ -207,17 +210,22 @@ class LoweredModel:
         for tensor in config.kv_cache_tensors:
             for index, name in enumerate(tensor.layers):
                 spec = _layer_spec(config, name)
+                start = tensor.offset + index * tensor.layer_stride
+                if isinstance(spec, MambaSpec) and name in self.plan.state_layers:
+                    dtypes = tuple(_dtype_name(dtype) for dtype in spec.dtypes)
+                    key = (start, spec.shapes, config.num_blocks_of(tensor), dtypes)
+                    states.setdefault(key, []).append(name)
+                    continue
                 if not isinstance(spec, AttentionSpec) or name not in self.plan.layers:
                     raise ValueError(f"layer {name} keeps a {type(spec).__name__}: not lowered yet")
                 block_size = kernel_block_size[name]
                 num_blocks = config.num_blocks_of(tensor) * (spec.block_size // block_size)
-                dtype = str(spec.dtype).removeprefix("torch.")
-                sizes[name] = (num_blocks, block_size, dtype)
-                start = tensor.offset + index * tensor.layer_stride
+                sizes[name] = (num_blocks, block_size, _dtype_name(spec.dtype))
                 page = (spec.num_kv_heads, spec.head_size, spec.page_size_bytes)
                 places.setdefault((start, page, sizes[name]), []).append(name)
         shared = [names for names in places.values() if len(names) > 1]
-        return int(self._model.allocate_kv_cache(sizes, shared))
+        slots = [(names, num_blocks, dtypes) for (*_, num_blocks, dtypes), names in states.items()]
+        return int(self._model.allocate_kv_cache(sizes, shared, slots))
 
     def allocate_uniform_kv_cache(self, num_blocks: int, block_size: int, dtype: str) -> int:
         """A cache of its own for every layer, for use outside vLLM's engine."""
@@ -251,6 +259,10 @@ class LoweredModel:
         return torch.from_dlpack(self._model.logits(hidden.lazy))
 
 
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _layer_spec(config: KVCacheConfig, name: str) -> KVCacheSpec:
     group = next(group for group in config.kv_cache_groups if name in group.layer_names)
     spec = group.kv_cache_spec
@@ -268,7 +280,13 @@ def _attention(metadata: Any, num_tokens: int) -> dict[str, Any]:
     return {name: groups[id(group)] for name, group in metadata.items()}
 
 
-def _group(metadata: MetalAttentionMetadata, num_tokens: int) -> Any:
+def _group(metadata: MetalAttentionMetadata | MetalStateMetadata, num_tokens: int) -> Any:
+    if isinstance(metadata, MetalStateMetadata):
+        return core.StateMetadata(
+            query_start_loc=torch.tensor(metadata.query_start_loc, dtype=torch.int32),
+            read_slots=torch.tensor(metadata.read_slots, dtype=torch.int32),
+            write_slots=torch.tensor(metadata.write_slots, dtype=torch.int32),
+        )
     spans = [
         (request, first, last)
         for request, ranges in metadata.bidirectional_ranges.items()

@@ -109,14 +109,24 @@ class MetalPlatform(Platform):
         num_heads: int | None = None,
     ) -> str:
         from vllm_metal.attention import MetalAttentionBackend
+        from vllm_metal.latent_attention import MetalLatentAttentionBackend
 
-        reasons = MetalAttentionBackend.validate_configuration(
+        backend = (
+            MetalLatentAttentionBackend if attn_selector_config.use_mla else MetalAttentionBackend
+        )
+        reasons = backend.validate_configuration(
             device_capability=None,  # type: ignore[arg-type]
             **attn_selector_config._asdict(),
         )
         if reasons:
             raise ValueError(f"this model's attention can't run here: {', '.join(reasons)}.")
-        return f"{MetalAttentionBackend.__module__}.{MetalAttentionBackend.__qualname__}"
+        return f"{backend.__module__}.{backend.__qualname__}"
+
+    @classmethod
+    def get_mla_prefill_backend_cls(cls, mla_selector_config: Any) -> Any:
+        from vllm_metal.latent_attention import MetalPrefillBackend
+
+        return MetalPrefillBackend
 
     @classmethod
     def apply_config_platform_defaults(cls, vllm_config: "VllmConfig") -> None:

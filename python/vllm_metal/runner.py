@@ -16,6 +16,7 @@ triton_overrides.py; the hooks here become its `model`, `kv_cache` and `sampler`
 
 import time
 from contextlib import AbstractContextManager, ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from vllm.v1.outputs import SamplerOutput
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-from vllm_metal import checkpoint, envs, layers
+from vllm_metal import checkpoint, envs, layers, patches
 from vllm_metal.lowered import HiddenStates, LoweredModel, log_report, lower
 from vllm_metal.mapped_weights import mapped_weights
 from vllm_metal.memory import MemoryBudget, human
@@ -71,6 +72,7 @@ class MetalModelRunner(CPUModelRunner):
 
     def _load_model(self) -> nn.Module:
         """The model with its weights; the lowered path captures, lowers and maps them instead."""
+        patches.apply()
         loader = get_model_loader(self.load_config)
         with ExitStack() as loading:
             if isinstance(loader, DefaultModelLoader):  # the others read formats of their own
@@ -78,6 +80,7 @@ class MetalModelRunner(CPUModelRunner):
                 loading.enter_context(mapped_weights())
                 loading.enter_context(checkpoint.naming_bad_weights(loader, tensors))
             model = loader.load_model(vllm_config=self.vllm_config, model_config=self.model_config)
+        patches.apply()
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for tensor in model.state_dict().values()
@@ -124,6 +127,16 @@ class MetalModelRunner(CPUModelRunner):
             human(size),
             f"{num_cached_tokens(kv_cache_config):,}",
         )
+
+    def _init_kv_zero_meta(self) -> None:
+        """See `_zero_block_ids`."""
+
+    def _zero_block_ids(self, block_ids: list[int]) -> None:
+        """New blocks need not be cleared: only what was written to them is read."""
+
+    def _get_mamba_bufs(self) -> Any:
+        """Nor are states copied before a step (`recurrent.alignment`)."""
+        return SimpleNamespace(preprocess=None, postprocess_align=None)
 
     # ---- sampling
 

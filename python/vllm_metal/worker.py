@@ -10,6 +10,7 @@ from vllm.config import set_current_vllm_config
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_random_seed
+from vllm.v1.kv_cache_interface import MambaSpec
 from vllm.v1.worker.gpu_worker import Worker, init_worker_distributed_environment
 from vllm.v1.worker.worker_base import CompilationTimes
 
@@ -63,7 +64,8 @@ class MetalWorker(Worker):
         weights, working = self.model_runner.weight_bytes, working_memory(self.vllm_config)
         left = self.budget.limit - weights - working
         free = available_memory() - working
-        available = min(left, free)
+        # Where vLLM lays states over the blocks of attention, the runtime has arrays for each.
+        available = min(left, free) // self._kinds_of_cache
 
         specs = self.model_runner.get_kv_cache_spec().values()
         needed = sum(spec.max_memory_usage_bytes(self.vllm_config) for spec in specs)
@@ -83,6 +85,11 @@ class MetalWorker(Worker):
                 human(free + working),
             )
         return min(available, useful)
+
+    @property
+    def _kinds_of_cache(self) -> int:
+        specs = self.model_runner.get_kv_cache_spec().values()
+        return len({isinstance(spec, MambaSpec) for spec in specs}) or 1
 
     @property
     def _blocks_are_given(self) -> bool:

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `AttentionMetadata`: which tokens of a step belong to which request.
+//! `AttentionMetadata` and `StateMetadata`: which tokens of a step belong to which request.
 
 use super::dlpack;
-use crate::runtime::Metadata;
 use crate::runtime::error::Error;
+use crate::runtime::{Metadata, StateMetadata};
 use pyo3::prelude::*;
 use std::sync::Arc;
 
@@ -16,6 +16,35 @@ use std::sync::Arc;
 #[pyclass(frozen, module = "vllm_metal._core")]
 pub struct AttentionMetadata {
     pub metadata: Arc<Metadata>,
+}
+
+/// Which state each request of a step reads and writes, for one KV-cache group of state layers.
+///
+/// query_start_loc `[num_reqs + 1]`, read_slots `[num_reqs]` (-1 where a request has no state yet) and
+/// write_slots `[num_reqs]` are int32 or int64 CPU tensors and are copied. All is checked when a step
+/// runs.
+#[pyclass(frozen, name = "StateMetadata", module = "vllm_metal._core")]
+pub struct PyStateMetadata {
+    pub metadata: Arc<StateMetadata>,
+}
+
+#[pymethods]
+impl PyStateMetadata {
+    #[new]
+    fn new(
+        query_start_loc: &Bound<'_, PyAny>,
+        read_slots: &Bound<'_, PyAny>,
+        write_slots: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let metadata = StateMetadata {
+            query_start_loc: dlpack::host(query_start_loc)?.integers_32()?,
+            read_slots: dlpack::host(read_slots)?.integers_32()?,
+            write_slots: dlpack::host(write_slots)?.integers_32()?,
+        };
+        Ok(PyStateMetadata {
+            metadata: Arc::new(metadata),
+        })
+    }
 }
 
 /// One bool, or one for each request.

@@ -28,7 +28,7 @@ mod _core {
     use super::{
         file_tensor::FileTensor,
         kernels::kernel_texts,
-        metadata::AttentionMetadata,
+        metadata::{AttentionMetadata, PyStateMetadata},
         model::Model,
         plan::{Plan, claimed_targets, lower},
         plan_file::PlanFile,

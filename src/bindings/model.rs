@@ -2,12 +2,12 @@
 //! `Model`: a plan with its weights, ready to run.
 
 use super::dlpack;
-use super::metadata::AttentionMetadata;
+use super::metadata::{AttentionMetadata, PyStateMetadata};
 use super::tensor::LazyTensor;
 use crate::runtime::error::Error;
 use crate::runtime::host::HostTensor;
 use crate::runtime::tensor::Tensor;
-use crate::runtime::{Argument, CacheSpec, LayerMetadata, LoadedModel, Pages};
+use crate::runtime::{Argument, CacheSpec, LayerMetadata, LoadedModel, Pages, Requests, StateSpec};
 use lowering::ir::DType;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyInt, PyTuple};
@@ -37,22 +37,26 @@ impl Model {
     }
 
     /// Allocates the KV caches and returns their bytes: `{layer: (num_blocks, block_size, dtype)}`.
-    /// Layers listed together in `shared` use one cache, with blocks of their own in it.
+    /// Layers listed together in `shared` use one cache, with blocks of their own in it. `states` are
+    /// those of state layers: (layers that share them, num_slots, a dtype for each state).
     ///
     /// Raises ValueError for unknown layers, MemoryError where they do not fit below MLX's limit.
-    #[pyo3(signature = (layers, shared = Vec::new()))]
+    #[pyo3(signature = (layers, shared = Vec::new(), states = Vec::new()))]
     fn allocate_kv_cache(
         &self,
         py: Python<'_>,
         layers: BTreeMap<String, (usize, usize, String)>,
         shared: Vec<Vec<String>>,
+        states: Vec<(Vec<String>, usize, Vec<String>)>,
     ) -> PyResult<usize> {
         let specs = cache_specs(layers, shared)?;
-        Ok(py.detach(|| self.model.allocate_kv_cache(specs))?)
+        let states = states.into_iter().map(state_spec);
+        let states = states.collect::<PyResult<Vec<_>>>()?;
+        Ok(py.detach(|| self.model.allocate_kv_cache(specs, states))?)
     }
 
     /// Runs the graph `backbone`, lazily: a LazyTensor, or a tuple of them where it has several
-    /// results. `attention` maps layer names to their AttentionMetadata.
+    /// results. `attention` maps layer names to their AttentionMetadata or StateMetadata.
     ///
     /// Raises ValueError, before anything runs, where an input does not fit or an id, slot or block
     /// is out of range.
@@ -134,13 +138,34 @@ fn results(py: Python<'_>, outputs: Vec<Tensor>) -> PyResult<Bound<'_, PyAny>> {
     }
 }
 
+fn state_spec(
+    (layers, num_slots, dtypes): (Vec<String>, usize, Vec<String>),
+) -> PyResult<StateSpec> {
+    let dtypes = dtypes.iter().map(|name| {
+        DType::from_name(name).ok_or_else(|| PyErr::from(Error::KvCache(format!("dtype {name:?}"))))
+    });
+    Ok(StateSpec {
+        layers,
+        num_slots,
+        dtypes: dtypes.collect::<PyResult<_>>()?,
+    })
+}
+
 /// Layers by the metadata object that they share.
 fn groups(attention: &Bound<'_, PyDict>) -> PyResult<Vec<LayerMetadata>> {
-    let mut groups: Vec<(*const crate::runtime::Metadata, LayerMetadata)> = Vec::new();
+    let mut groups: Vec<(*const (), LayerMetadata)> = Vec::new();
     for (name, value) in attention {
         let name: String = name.extract()?;
-        let metadata = value.cast::<AttentionMetadata>()?.get().metadata.clone();
-        let identity = Arc::as_ptr(&metadata);
+        let (identity, metadata) = match value.cast::<PyStateMetadata>() {
+            Ok(state) => {
+                let metadata = state.get().metadata.clone();
+                (Arc::as_ptr(&metadata).cast(), Requests::State(metadata))
+            }
+            Err(_) => {
+                let metadata = value.cast::<AttentionMetadata>()?.get().metadata.clone();
+                (Arc::as_ptr(&metadata).cast(), Requests::Attention(metadata))
+            }
+        };
         match groups.iter_mut().find(|(other, _)| *other == identity) {
             Some((_, (names, _))) => names.push(name),
             None => groups.push((identity, (vec![name], metadata))),

@@ -119,6 +119,13 @@ impl Plan {
             .collect()
     }
 
+    /// Names of the layers with recurrent states.
+    #[getter]
+    fn state_layers(&self) -> Vec<String> {
+        let layers = self.plan.state_layers.iter();
+        layers.map(|layer| layer.name.clone()).collect()
+    }
+
     /// What was fused, lowered and left to PyTorch, as JSON; None for a plan read from bytes.
     fn report_json(&self) -> PyResult<Option<String>> {
         self.lowered

@@ -12,6 +12,7 @@ use super::memory::{self, Limits, Usage};
 use super::mlx::{Array, Device, Meter};
 use super::model::Model;
 use super::owner::{Owner, State};
+use super::state::{StateMetadata, StateSpec};
 use super::step::StepMetadata;
 use super::tensor::{self, Tensor};
 use super::weights::{self, LoadReport, Parameters, Source};
@@ -43,8 +44,17 @@ pub enum Argument<'a> {
     Size(i64),
 }
 
-/// Attention metadata and the layers that it is for, by vLLM's names.
-pub type LayerMetadata = (Vec<String>, Arc<Metadata>);
+/// A step's requests as the layers of one kind see them.
+#[derive(Clone)]
+pub enum Requests {
+    /// Of attention layers.
+    Attention(Arc<Metadata>),
+    /// Of state layers.
+    State(Arc<StateMetadata>),
+}
+
+/// A step's requests and the layers that they are for, by vLLM's names.
+pub type LayerMetadata = (Vec<String>, Requests);
 
 impl Runtime {
     /// Starts MLX.
@@ -185,8 +195,12 @@ impl Drop for Loading {
 
 impl LoadedModel {
     /// Allocates the KV caches, replacing earlier ones; returns their bytes.
-    pub fn allocate_kv_cache(&self, specs: Vec<CacheSpec>) -> Result<usize> {
-        self.with(move |model, state| model.allocate_kv_cache(&state.mlx, &specs))
+    pub fn allocate_kv_cache(
+        &self,
+        specs: Vec<CacheSpec>,
+        states: Vec<StateSpec>,
+    ) -> Result<usize> {
+        self.with(move |model, state| model.allocate_kv_cache(&state.mlx, &specs, &states))
     }
 
     /// Runs a graph, lazily. A step that is not evaluated yet is evaluated first, so that its caches
@@ -303,12 +317,24 @@ fn by_layer(model: &Model, attention: Vec<LayerMetadata>) -> StepMetadata {
     let mut metadata = StepMetadata {
         groups: Vec::with_capacity(attention.len()),
         group_of_layer: vec![None; model.num_layers()],
+        state_groups: Vec::new(),
+        group_of_state_layer: vec![None; model.num_state_layers()],
     };
-    for (group, (names, of_group)) in attention.into_iter().enumerate() {
-        metadata.groups.push(of_group);
-        // A layer that the plan does not run needs none.
-        for index in names.iter().filter_map(|name| model.layer(name)) {
-            metadata.group_of_layer[index] = Some(group);
+    // A layer that the plan does not run needs none.
+    for (names, of_group) in attention {
+        match of_group {
+            Requests::Attention(of_group) => {
+                for index in names.iter().filter_map(|name| model.layer(name)) {
+                    metadata.group_of_layer[index] = Some(metadata.groups.len());
+                }
+                metadata.groups.push(of_group);
+            }
+            Requests::State(of_group) => {
+                for index in names.iter().filter_map(|name| model.state_layer(name)) {
+                    metadata.group_of_state_layer[index] = Some(metadata.state_groups.len());
+                }
+                metadata.state_groups.push(of_group);
+            }
         }
     }
     metadata

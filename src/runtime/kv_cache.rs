@@ -2,7 +2,8 @@
 //! The paged KV cache: one array per cache, updated in place.
 //!
 //! A cache is `[(num_blocks + 1) * block_size, kv_heads, head_size + head_size_v]`: a token's keys
-//! and values lie side by side, so one scatter writes both and one gather reads both. The last block
+//! and values lie side by side, so one scatter writes both and one gather reads both. Where values are
+//! the first part of keys, it is `[.., head_size]`. The last block
 //! is the dump block: padding is written there and nothing is read from it. MLX updates the array in
 //! place when nothing else refers to it, which is why a [`Cache`] gives up its handle for the new one
 //! before anything is evaluated.
@@ -35,8 +36,6 @@ pub struct KvCache {
     pub caches: Vec<Cache>,
     /// Index into `caches` by the plan's layer.
     cache_of_layer: Vec<Option<usize>>,
-    /// Whether an array was replaced by one that is not evaluated.
-    pub dirty: bool,
 }
 
 impl KvCache {
@@ -75,7 +74,6 @@ impl KvCache {
         Ok(KvCache {
             caches,
             cache_of_layer,
-            dirty: false,
         })
     }
 

@@ -16,6 +16,7 @@ pub mod memory;
 mod mlx;
 mod model;
 mod owner;
+mod state;
 mod step;
 pub mod tensor;
 #[cfg(test)]
@@ -25,6 +26,7 @@ mod tests;
 pub mod weights;
 
 pub use attention::{Metadata, Pages};
-pub use handle::{Argument, LayerMetadata, LoadedModel, Loading, Runtime};
+pub use handle::{Argument, LayerMetadata, LoadedModel, Loading, Requests, Runtime};
 pub use kv_cache::CacheSpec;
 pub use mlx::Device;
+pub use state::{StateMetadata, StateSpec};

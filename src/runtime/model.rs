@@ -11,10 +11,11 @@ use super::island::IslandRunner;
 use super::kv_cache::{CacheSpec, KvCache};
 use super::mlx::{Array, Mlx};
 use super::owner::Owner;
-use super::step::{StepEffects, StepMetadata};
+use super::state::{StateCaches, StateSpec};
+use super::step::{Caches, Layers, StepEffects, StepMetadata};
 use super::weights::{LoadReport, Parameters};
 use lowering::ir::Op;
-use lowering::plan::{GraphPlan, Plan, Step};
+use lowering::plan::{GraphPlan, Plan, StateLayer, Step};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -22,7 +23,8 @@ use std::sync::Arc;
 pub struct Model {
     graphs: Vec<Prepared>,
     layers: Vec<Layer>,
-    cache: Option<KvCache>,
+    state_layers: Vec<StateLayer>,
+    caches: Caches,
     islands: Option<Box<dyn IslandRunner>>,
 }
 
@@ -32,6 +34,8 @@ struct Prepared {
     bounds: Vec<Option<i64>>,
     /// Layers whose attention the graph runs.
     layers: Vec<usize>,
+    /// State layers that it runs.
+    state_layers: Vec<usize>,
 }
 
 impl Model {
@@ -58,6 +62,7 @@ impl Model {
             graphs.push(Prepared {
                 bounds: input_bounds(&graph),
                 layers: attention_layers(&graph),
+                state_layers: state_layers(&graph),
                 graph: Graph::new(mlx, graph, arrays)?,
             });
         }
@@ -66,7 +71,8 @@ impl Model {
             Model {
                 graphs,
                 layers,
-                cache: None,
+                state_layers: plan.state_layers,
+                caches: Caches::default(),
                 islands,
             },
             report,
@@ -74,12 +80,31 @@ impl Model {
     }
 
     /// Replaces the caches; returns their bytes.
-    pub fn allocate_kv_cache(&mut self, mlx: &Mlx, specs: &[CacheSpec]) -> Result<usize> {
-        self.cache = None;
-        let cache = KvCache::allocate(mlx, &self.layers, specs)?;
-        let nbytes = cache.nbytes();
-        self.cache = Some(cache);
+    pub fn allocate_kv_cache(
+        &mut self,
+        mlx: &Mlx,
+        specs: &[CacheSpec],
+        states: &[StateSpec],
+    ) -> Result<usize> {
+        self.caches = Caches::default();
+        let attention = KvCache::allocate(mlx, &self.layers, specs)?;
+        let state = StateCaches::allocate(mlx, &self.state_layers, states)?;
+        let nbytes = attention.nbytes() + state.nbytes();
+        self.caches.attention = Some(attention);
+        self.caches.state = Some(state);
         Ok(nbytes)
+    }
+
+    /// Index of the plan's state layer of that name.
+    pub fn state_layer(&self, name: &str) -> Option<usize> {
+        self.state_layers
+            .iter()
+            .position(|layer| layer.name == name)
+    }
+
+    /// Number of state layers.
+    pub fn num_state_layers(&self) -> usize {
+        self.state_layers.len()
     }
 
     /// Index of the plan's layer of that name.
@@ -126,9 +151,14 @@ impl Model {
         let Model {
             graphs,
             layers,
-            cache,
+            state_layers,
+            caches,
             islands,
         } = self;
+        let all = Layers {
+            attention: layers,
+            state: state_layers,
+        };
         let Some(prepared) = graphs
             .iter()
             .find(|prepared| prepared.graph.plan.name == name)
@@ -137,16 +167,14 @@ impl Model {
         };
         let bound = bind(mlx, &prepared.graph.plan, &prepared.bounds, inputs)?;
         if !prepared.layers.is_empty() {
-            metadata.check(layers, &prepared.layers, cache.as_ref(), bound.num_tokens)?;
+            let cache = caches.attention.as_ref();
+            metadata.check(layers, &prepared.layers, cache, bound.num_tokens)?;
         }
-        let mut effects = StepEffects::new(
-            mlx,
-            owner,
-            layers,
-            cache.as_mut(),
-            metadata,
-            islands.as_deref(),
-        );
+        if !prepared.state_layers.is_empty() {
+            let (used, states) = (&prepared.state_layers, caches.state.as_ref());
+            metadata.check_states(all, used, states, bound.num_tokens)?;
+        }
+        let mut effects = StepEffects::new(mlx, owner, all, caches, metadata, islands.as_deref());
         let outputs = prepared
             .graph
             .run(mlx, &bound.symbols, bound.arrays, &mut effects)?;
@@ -156,28 +184,24 @@ impl Model {
 
     /// Whether a cache holds a step that is not evaluated.
     pub fn is_dirty(&self) -> bool {
-        self.cache.as_ref().is_some_and(|cache| cache.dirty)
+        self.caches.dirty
     }
 
     /// Cache arrays that hold a step that is not evaluated.
     pub fn dirty_arrays(&self) -> impl Iterator<Item = &Array> {
-        let dirty = self.cache.iter().filter(|cache| cache.dirty);
-        dirty.flat_map(|cache| cache.caches.iter().map(|cache| &cache.array))
+        let dirty = self.caches.dirty;
+        self.caches.arrays().filter(move |_| dirty)
     }
 
     /// The caches were evaluated.
     pub fn mark_evaluated(&mut self) {
-        if let Some(cache) = &mut self.cache {
-            cache.dirty = false;
-        }
+        self.caches.dirty = false;
     }
 
     /// A layer's cache.
     pub fn cache_rows(&self, layer: usize) -> Result<Array> {
-        let cache = self
-            .cache
-            .as_ref()
-            .ok_or_else(|| Error::KvCache("none is allocated".into()))?;
+        let cache = self.caches.attention.as_ref();
+        let cache = cache.ok_or_else(|| Error::KvCache("none is allocated".into()))?;
         Ok(cache.caches[cache.index(&self.layers, layer)?]
             .array
             .clone())
@@ -188,6 +212,17 @@ fn attention_layers(graph: &GraphPlan) -> Vec<usize> {
     let effects = graph.steps.iter().filter_map(|step| match step {
         Step::Effect {
             op: Op::Attention { layer },
+            ..
+        } => Some(*layer as usize),
+        _ => None,
+    });
+    effects.collect()
+}
+
+fn state_layers(graph: &GraphPlan) -> Vec<usize> {
+    let effects = graph.steps.iter().filter_map(|step| match step {
+        Step::Effect {
+            op: Op::Recurrence { layer, .. },
             ..
         } => Some(*layer as usize),
         _ => None,

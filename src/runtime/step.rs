@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The effects of one run: attention with its cache, and islands.
+//! The effects of one run: attention and recurrences with their caches, and islands.
 
 use super::attention::{Kind, Layer, Layout, Metadata, Pages, Source, attend, encode_rows, write};
 use super::error::{Error, Result};
@@ -8,28 +8,57 @@ use super::island::IslandRunner;
 use super::kv_cache::KvCache;
 use super::mlx::{self, Array, Device, Mlx};
 use super::owner::Owner;
+use super::state::{self, Batches, StateCaches, StateMetadata};
 use super::tensor;
 use super::weights;
-use lowering::ir::TensorType;
+use lowering::ir::{Recurrence, TensorType};
+use lowering::plan::StateLayer;
 use std::rc::Rc;
 use std::sync::Arc;
 
 /// Scores of one product outside `mx.fast`, per head: bounds what a long prefill allocates.
 const MAX_SCORES: usize = 1 << 22;
 
-/// A run's attention metadata: groups, and which group each of the plan's layers is in.
+/// A run's metadata: groups, and which group each of the plan's layers is in.
 #[derive(Default)]
 pub struct StepMetadata {
     pub groups: Vec<Arc<Metadata>>,
     pub group_of_layer: Vec<Option<usize>>,
+    pub state_groups: Vec<Arc<StateMetadata>>,
+    pub group_of_state_layer: Vec<Option<usize>>,
+}
+
+/// A model's layers with state, as the plan has them.
+#[derive(Clone, Copy)]
+pub struct Layers<'a> {
+    pub attention: &'a [Layer],
+    pub state: &'a [StateLayer],
+}
+
+/// What a model keeps between steps.
+#[derive(Default)]
+pub struct Caches {
+    pub attention: Option<KvCache>,
+    pub state: Option<StateCaches>,
+    /// Whether an array was replaced by one that is not evaluated.
+    pub dirty: bool,
+}
+
+impl Caches {
+    /// All arrays.
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let attention = self.attention.iter().flat_map(|cache| &cache.caches);
+        let state = self.state.iter().flat_map(StateCaches::arrays);
+        attention.map(|cache| &cache.array).chain(state)
+    }
 }
 
 /// Carries out effects, and keeps what layers of a step share.
 pub struct StepEffects<'a> {
     pub mlx: &'a Mlx,
     pub owner: &'a Arc<Owner>,
-    pub layers: &'a [Layer],
-    pub cache: Option<&'a mut KvCache>,
+    pub layers: Layers<'a>,
+    pub caches: &'a mut Caches,
     pub metadata: &'a StepMetadata,
     pub islands: Option<&'a dyn IslandRunner>,
     /// Layouts by group and kind.
@@ -38,6 +67,10 @@ pub struct StepEffects<'a> {
     slots: Vec<(usize, Pages, Rc<Array>)>,
     /// New cache arrays; the caches take them over when the whole step could be built.
     pending: Vec<Option<Array>>,
+    /// Batches of recurrences by group.
+    batches: Vec<(usize, Rc<Batches>)>,
+    /// As `pending`, by cache and state.
+    pending_states: Vec<Vec<Option<Array>>>,
 }
 
 impl<'a> StepEffects<'a> {
@@ -45,36 +78,80 @@ impl<'a> StepEffects<'a> {
     pub fn new(
         mlx: &'a Mlx,
         owner: &'a Arc<Owner>,
-        layers: &'a [Layer],
-        cache: Option<&'a mut KvCache>,
+        layers: Layers<'a>,
+        caches: &'a mut Caches,
         metadata: &'a StepMetadata,
         islands: Option<&'a dyn IslandRunner>,
     ) -> StepEffects<'a> {
-        let caches = cache.as_ref().map_or(0, |cache| cache.caches.len());
+        let attention = caches.attention.iter().flat_map(|cache| &cache.caches);
+        let state = caches.state.iter().flat_map(|states| &states.caches);
         StepEffects {
+            pending: attention.map(|_| None).collect(),
+            pending_states: state
+                .map(|cache| cache.arrays.iter().map(|_| None).collect())
+                .collect(),
+            batches: Vec::new(),
             mlx,
             owner,
             layers,
-            cache,
+            caches,
             metadata,
             islands,
             layouts: Vec::new(),
             slots: Vec::new(),
-            pending: (0..caches).map(|_| None).collect(),
         }
     }
 
-    /// Makes the caches hold the step's keys and values, still lazily.
+    /// Makes the caches hold the step's keys, values and states, still lazily.
     pub fn commit(&mut self) {
-        let Some(cache) = self.cache.as_mut() else {
-            return;
-        };
-        for (cache_array, new) in cache.caches.iter_mut().zip(&mut self.pending) {
+        let Caches {
+            attention,
+            state,
+            dirty,
+        } = &mut *self.caches;
+        let attention = attention.iter_mut().flat_map(|cache| &mut cache.caches);
+        let attention = attention.map(|cache| &mut cache.array);
+        let states = state.iter_mut().flat_map(|states| &mut states.caches);
+        let states = states.flat_map(|cache| &mut cache.arrays);
+        let new = self.pending.iter_mut();
+        let new = new.chain(self.pending_states.iter_mut().flatten());
+        for (array, new) in attention.chain(states).zip(new) {
             if let Some(new) = new.take() {
-                cache_array.array = new;
-                cache.dirty = true;
+                *array = new;
+                *dirty = true;
             }
         }
+    }
+
+    fn batches(&mut self, group: usize, num_tokens: usize) -> Result<Rc<Batches>> {
+        if let Some((_, batches)) = self.batches.iter().find(|(other, _)| *other == group) {
+            return Ok(batches.clone());
+        }
+        let metadata = &self.metadata.state_groups[group];
+        let batches = Rc::new(Batches::new(metadata, num_tokens)?);
+        self.batches.push((group, batches.clone()));
+        Ok(batches)
+    }
+
+    fn run_recurrence(
+        &mut self,
+        function: Recurrence,
+        layer: usize,
+        state: usize,
+        operands: &[&Array],
+    ) -> Result<Array> {
+        let group = self.metadata.state_group(self.layers, layer)?;
+        let num_tokens = operands.first().and_then(|x| x.shape().first().copied());
+        let batches = self.batches(group, num_tokens.unwrap_or(0) as usize)?;
+        let states = self.caches.state.as_ref().ok_or_else(no_states)?;
+        let cache = states.index(self.layers.state, layer)?;
+        let pending = &mut self.pending_states[cache][state];
+        let current = pending
+            .as_ref()
+            .unwrap_or(&states.caches[cache].arrays[state]);
+        let (result, written) = state::run(self.mlx, function, &batches, operands, current)?;
+        *pending = Some(written);
+        Ok(result)
     }
 
     fn layout(&mut self, group: usize, kind: Kind, num_tokens: usize) -> Result<Rc<Layout>> {
@@ -110,13 +187,8 @@ impl<'a> StepEffects<'a> {
         Ok(slots)
     }
 
-    fn attend_layer(
-        &mut self,
-        index: usize,
-        q: &Array,
-        new: Option<(&Array, &Array)>,
-    ) -> Result<Array> {
-        let layers = self.layers;
+    fn attend_layer(&mut self, index: usize, q: &Array, keys_values: &[&Array]) -> Result<Array> {
+        let layers = self.layers.attention;
         let layer = layers.get(index).ok_or_else(|| {
             Error::Unsupported(format!("the plan has no attention layer {index}"))
         })?;
@@ -136,15 +208,16 @@ impl<'a> StepEffects<'a> {
         };
         if is_encoder(layer) {
             let layout = self.layout(group, kind, num_tokens)?;
-            let (k, v) = new.ok_or_else(|| {
+            if keys_values.is_empty() {
                 let name = &layer.plan.name;
-                Error::Unsupported(format!("encoder layer {name:?} without keys and values"))
-            })?;
-            let rows = encode_rows(self.mlx, k, v)?;
+                let reason = format!("encoder layer {name:?} without keys and values");
+                return Err(Error::Unsupported(reason));
+            }
+            let rows = encode_rows(self.mlx, keys_values)?;
             return attend(self.mlx, layer, &layout, fused, q, &rows);
         }
         let (mlx, shares) = (self.mlx, layer.plan.kv_sharing_target.is_some());
-        let cache = self.cache.as_deref().ok_or_else(|| {
+        let cache = self.caches.attention.as_ref().ok_or_else(|| {
             Error::KvCache(format!(
                 "layer {:?} has none; allocate it first",
                 layer.plan.name
@@ -163,12 +236,12 @@ impl<'a> StepEffects<'a> {
         };
         let current = self.pending[cache_index]
             .as_ref()
-            .or_else(|| Some(&self.cache.as_deref()?.caches[cache_index].array))
+            .or_else(|| Some(&self.caches.attention.as_ref()?.caches[cache_index].array))
             .ok_or(Error::Closed)?;
-        match (slots, new) {
-            (None, _) | (_, None) => attend(mlx, layer, &layout, fused, q, current),
-            (Some(slots), Some((k, v))) => {
-                let written = write(mlx, current, &slots, k, v)?;
+        match slots.filter(|_| !keys_values.is_empty()) {
+            None => attend(mlx, layer, &layout, fused, q, current),
+            Some(slots) => {
+                let written = write(mlx, current, &slots, keys_values)?;
                 let result = attend(mlx, layer, &layout, fused, q, &written)?;
                 self.pending[cache_index] = Some(written);
                 Ok(result)
@@ -182,7 +255,47 @@ fn is_encoder(layer: &Layer) -> bool {
     matches!(layer.plan.attn_type.as_str(), "encoder" | "encoder_only")
 }
 
+fn no_states() -> Error {
+    Error::KvCache("the model has recurrent states; allocate them first".to_owned())
+}
+
 impl StepMetadata {
+    /// The group of a state layer.
+    fn state_group(&self, layers: Layers, index: usize) -> Result<usize> {
+        let group = self.group_of_state_layer.get(index).copied().flatten();
+        group.ok_or_else(|| Error::Metadata {
+            field: "layers",
+            reason: format!(
+                "none is given for layer {:?}",
+                layers
+                    .state
+                    .get(index)
+                    .map_or("?", |layer| layer.name.as_str())
+            ),
+        })
+    }
+
+    /// Checks the metadata of these state layers before anything is built.
+    pub fn check_states(
+        &self,
+        layers: Layers,
+        used: &[usize],
+        states: Option<&StateCaches>,
+        num_tokens: usize,
+    ) -> Result<()> {
+        let mut checked: Vec<(usize, usize)> = Vec::new();
+        for index in used {
+            let group = self.state_group(layers, *index)?;
+            let states = states.ok_or_else(no_states)?;
+            let num_slots = states.caches[states.index(layers.state, *index)?].num_slots;
+            if !checked.contains(&(group, num_slots)) {
+                self.state_groups[group].check(num_tokens, num_slots)?;
+                checked.push((group, num_slots));
+            }
+        }
+        Ok(())
+    }
+
     /// The group of a layer, or of the layer whose keys and values it shares.
     fn group(&self, layers: &[Layer], index: usize) -> Result<usize> {
         let own = self.group_of_layer.get(index).copied().flatten();
@@ -234,8 +347,18 @@ impl StepMetadata {
 }
 
 impl Effects for StepEffects<'_> {
-    fn attention(&mut self, layer: u32, q: &Array, new: Option<(&Array, &Array)>) -> Result<Array> {
-        self.attend_layer(layer as usize, q, new)
+    fn attention(&mut self, layer: u32, q: &Array, keys_values: &[&Array]) -> Result<Array> {
+        self.attend_layer(layer as usize, q, keys_values)
+    }
+
+    fn recurrence(
+        &mut self,
+        function: Recurrence,
+        layer: u32,
+        state: u32,
+        operands: &[&Array],
+    ) -> Result<Array> {
+        self.run_recurrence(function, layer as usize, state as usize, operands)
     }
 
     fn island(
@@ -252,13 +375,11 @@ impl Effects for StepEffects<'_> {
         // Evaluating while the caches still hold their old arrays would copy them.
         self.commit();
         let mut arrays: Vec<&Array> = operands.to_vec();
-        if let Some(cache) = self.cache.as_mut().filter(|cache| cache.dirty) {
-            arrays.extend(cache.caches.iter().map(|cache| &cache.array));
-            self.mlx.eval(arrays)?;
-            cache.dirty = false;
-        } else {
-            self.mlx.eval(arrays)?;
+        if self.caches.dirty {
+            arrays.extend(self.caches.arrays());
         }
+        self.mlx.eval(arrays)?;
+        self.caches.dirty = false;
         let exported = operands
             .iter()
             .map(|array| tensor::export_evaluated(self.mlx, self.owner, (*array).clone()))

@@ -72,6 +72,7 @@ def test_layers_carry_the_attention_contract(build: Build) -> None:
         "num_kv_heads": 2,
         "head_size": 16,
         "head_size_v": 16,
+        "value_in_key": False,
         "scale": {"float": "0.25"},
         "sliding_window": 8,
         "logits_soft_cap": {"float": "50.0"},

@@ -15,12 +15,22 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    JambaConfig,
+    JambaForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Phi3Config,
@@ -58,6 +68,54 @@ _GEMMA = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
 
+_LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "first_k_dense_replace": 2,
+}
+_MAMBA_2 = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "state_size": 16,
+    "num_heads": 8,
+    "head_dim": 16,
+    "n_groups": 1,
+    "chunk_size": 16,
+}
+_FALCON_H1 = {
+    "head_dim": 16,
+    "mamba_d_ssm": 128,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+    "mamba_chunk_size": 16,
+}
+_JAMBA = {
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "num_experts": 1,
+    "num_experts_per_tok": 1,
+    "mamba_dt_rank": 8,
+}
+# What LFM2's own checkpoints say and the class does not.
+_LFM2 = {
+    "layer_types": ["conv", "full_attention"],
+    "conv_dim": 64,
+    "conv_dim_out": 64,
+    "block_dim": 64,
+    "block_ff_dim": 96,
+    "block_multiple_of": 1,
+    "block_ffn_dim_multiplier": 1.0,
+    "block_auto_adjust_ff_dim": False,
+    "block_norm_eps": 1e-5,
+}
+_SPECIAL = {key: _SHAPE[key] for key in ("vocab_size", "pad_token_id", "bos_token_id")}
+
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHAPE)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SHAPE)),
@@ -69,6 +127,13 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**_SHAPE | _GEMMA)),
 }
+STATE_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "deepseek3": lambda: DeepseekV3ForCausalLM(DeepseekV3Config(**_SHAPE | _LATENT)),
+    "mamba2": lambda: Mamba2ForCausalLM(Mamba2Config(**_SPECIAL | _MAMBA_2, eos_token_id=None)),
+    "jamba": lambda: JambaForCausalLM(JambaConfig(**_SHAPE | _JAMBA)),
+    "falcon_h1": lambda: FalconH1ForCausalLM(FalconH1Config(**_SHAPE | _FALCON_H1)),
+    "lfm2": lambda: Lfm2ForCausalLM(Lfm2Config(**_SHAPE | _LFM2)),
+}
 WITH_SLIDING_WINDOW = ("mistral", "gemma2", "gemma3")
 
 
@@ -76,7 +141,7 @@ WITH_SLIDING_WINDOW = ("mistral", "gemma2", "gemma3")
 def build(name: str, directory: Path) -> PreTrainedModel:
     """Draw the model `name`, save it to `directory` and return it in evaluation mode."""
     generator = torch.Generator().manual_seed(sum(name.encode()))
-    model = MODELS[name]().float().eval()
+    model = (MODELS | STATE_MODELS)[name]().float().eval()
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator) * 0.1
         if parameter.dim() == 1 and not bool((parameter == 0).all()):

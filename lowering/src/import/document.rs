@@ -59,6 +59,7 @@ pub struct Document<'a> {
 #[serde(untagged)]
 pub enum Layer {
     Attention(Box<AttentionFields>),
+    State(StateFields),
     /// A kind that the lowering does not know; its operators run in PyTorch.
     Other {
         kind: String,
@@ -90,6 +91,23 @@ pub struct AttentionFields {
     pub sinks: Option<String>,
     pub attn_type: String,
     pub kv_sharing_target: Option<String>,
+    #[serde(default)]
+    pub value_in_key: bool,
+}
+
+/// The marker of a state layer.
+#[derive(Debug, Deserialize)]
+enum StateKind {
+    #[serde(rename = "state")]
+    State,
+}
+
+/// A layer with recurrent states; see [`crate::plan::StateLayer`].
+#[derive(Debug, Deserialize)]
+pub struct StateFields {
+    #[serde(rename = "kind")]
+    _kind: StateKind,
+    pub states: Vec<Vec<i64>>,
 }
 
 /// A float as `{"float": repr}`.

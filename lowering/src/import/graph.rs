@@ -8,7 +8,7 @@ use super::storage::{Storages, Tensor};
 use crate::error::{Error, Result};
 use crate::ir::{Builder, Dim, Graph, Op, Source, TensorType, Value, verify};
 use crate::lower::Options;
-use crate::plan::{AttentionLayer, Binding, Symbol};
+use crate::plan::{AttentionLayer, Binding, StateLayer, Symbol};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 use serde_json::json;
@@ -40,6 +40,7 @@ pub struct Importer<'a> {
     pub builder: Builder,
     pub storages: Storages,
     pub layers: &'a [AttentionLayer],
+    pub state_layers: &'a [StateLayer],
     symbols: &'a [super::document::FxSymbol],
 }
 
@@ -47,12 +48,14 @@ pub struct Importer<'a> {
 pub fn import_graph(
     fx: &FxGraph<'_>,
     layers: &[AttentionLayer],
+    state_layers: &[StateLayer],
     options: &Options,
 ) -> Result<ImportedGraph> {
     let mut importer = Importer {
         builder: Builder::default(),
         storages: Storages::default(),
         layers,
+        state_layers,
         symbols: &fx.symbols,
     };
     let mut known: FxHashMap<&str, Item> = FxHashMap::default();

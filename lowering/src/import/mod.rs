@@ -21,6 +21,7 @@ mod pointwise;
 mod pool;
 mod product;
 mod promote;
+mod recurrence;
 mod reduce;
 mod resample;
 mod scatter;
@@ -36,7 +37,7 @@ pub use graph::{Fallback, ImportedGraph};
 use crate::error::{Error, Result};
 use crate::ir::Float;
 use crate::lower::Options;
-use crate::plan::AttentionLayer;
+use crate::plan::{AttentionLayer, StateLayer};
 use std::collections::HashSet;
 
 /// A whole imported model.
@@ -44,27 +45,37 @@ pub struct Program {
     pub architecture: String,
     pub dtype: String,
     pub layers: Vec<AttentionLayer>,
+    pub state_layers: Vec<StateLayer>,
     pub graphs: Vec<ImportedGraph>,
 }
 
 /// Imports every graph of the document.
 pub fn import(document: &Document<'_>, options: &Options) -> Result<Program> {
-    let layers = layers(document)?;
+    let used = layers(document)?;
+    let layers: Vec<AttentionLayer> = used
+        .iter()
+        .filter_map(|(name, layer)| attention_layer(name, layer))
+        .collect();
+    let state_layers: Vec<StateLayer> = used
+        .iter()
+        .filter_map(|(name, layer)| state_layer(name, layer))
+        .collect();
     let graphs: Result<Vec<ImportedGraph>> = document
         .graphs
         .iter()
-        .map(|fx| graph::import_graph(fx, &layers, options))
+        .map(|fx| graph::import_graph(fx, &layers, &state_layers, options))
         .collect();
     Ok(Program {
         architecture: document.architecture.clone(),
         dtype: document.dtype.clone(),
         layers,
+        state_layers,
         graphs: graphs?,
     })
 }
 
 /// The layers in the order of their first use, so that renaming layers does not change a plan's shape.
-fn layers(document: &Document) -> Result<Vec<AttentionLayer>> {
+fn layers<'a>(document: &'a Document<'a>) -> Result<Vec<(&'a str, &'a document::Layer)>> {
     let mut names: Vec<&str> = Vec::new();
     let mut seen: HashSet<&str> = HashSet::new();
     let calls = document.graphs.iter().flat_map(|graph| &graph.nodes);
@@ -75,7 +86,7 @@ fn layers(document: &Document) -> Result<Vec<AttentionLayer>> {
             names.push(name);
         }
     }
-    let described: Result<Vec<(&str, &document::Layer)>> = names
+    names
         .into_iter()
         .map(|name| {
             let layer = document.layers.get(name).ok_or_else(|| Error::Malformed {
@@ -84,11 +95,18 @@ fn layers(document: &Document) -> Result<Vec<AttentionLayer>> {
             })?;
             Ok((name, layer))
         })
-        .collect();
-    Ok(described?
-        .into_iter()
-        .filter_map(|(name, layer)| attention_layer(name, layer))
-        .collect())
+        .collect()
+}
+
+/// The layer, if it is one that recurrences may name.
+fn state_layer(name: &str, layer: &document::Layer) -> Option<StateLayer> {
+    let document::Layer::State(fields) = layer else {
+        return None;
+    };
+    Some(StateLayer {
+        name: name.to_owned(),
+        states: fields.states.clone(),
+    })
 }
 
 /// The layer, if it is one that attention operators may name.
@@ -114,5 +132,6 @@ fn attention_layer(name: &str, layer: &document::Layer) -> Option<AttentionLayer
         sinks: fields.sinks.clone(),
         attn_type: fields.attn_type.clone(),
         kv_sharing_target: fields.kv_sharing_target.clone(),
+        value_in_key: fields.value_in_key,
     })
 }

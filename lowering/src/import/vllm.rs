@@ -161,9 +161,10 @@ fn attention(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let layer =
         layer.ok_or_else(|| format!("the lowering does not know the attention of layer {name}"))?;
     let mut operands = vec![importer.value(&query)?];
+    let value_in_key = importer.layers[layer].value_in_key;
     // A layer that shares another's cache may be given no keys and values.
-    for item in [&key, &value] {
-        if !item.is_none() {
+    for (item, is_part) in [(&key, false), (&value, value_in_key)] {
+        if !item.is_none() && !is_part {
             operands.push(importer.value(item)?);
         }
     }

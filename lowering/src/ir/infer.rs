@@ -75,6 +75,7 @@ pub fn infer(op: &Op, operands: &[&TensorType]) -> Option<Result<Vec<TensorType>
         | Op::Full { .. }
         | Op::Arange { .. }
         | Op::Attention { .. }
+        | Op::Recurrence { .. }
         | Op::Project(_)
         | Op::Island { .. } => None,
         _ => Some(infer_pure(op, operands)),
@@ -415,6 +416,7 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
         | Op::Full { .. }
         | Op::Arange { .. }
         | Op::Attention { .. }
+        | Op::Recurrence { .. }
         | Op::Project(_)
         | Op::Island { .. } => Err("its type is not inferred".into()),
     }

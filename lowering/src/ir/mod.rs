@@ -16,7 +16,7 @@ pub use dtype::DType;
 pub use graph::{Graph, MAX_SIZE, Node, NodeId, Operands, Source, TensorType, Value};
 pub use infer::{broadcast, infer, scalar_dtype, slice_length};
 pub use op::{
-    Activation, AttentionMask, Binary, Convolution, Float, Op, Reduction, RopeStyle, Scalar, Scan,
-    Scores, Unary,
+    Activation, AttentionMask, Binary, Convolution, Float, Op, Recurrence, Reduction, RopeStyle,
+    Scalar, Scan, Scores, Unary,
 };
 pub use verify::verify;

@@ -283,6 +283,26 @@ pub struct Convolution {
     pub flip: bool,
 }
 
+/// Recurrences over the tokens of each request, with a state that is kept between steps. `S` is the
+/// request's state before and after token `t`; all is computed in float32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recurrence {
+    /// `x [t, c], w [c, n] -> [t, c]`: depthwise causal convolution, `y_t = sum_j w[:, j] x_{t-n+1+j}`;
+    /// the state is the last `n - 1` inputs.
+    CausalConv,
+    /// `q [t, g, n], k [t, g, n], v [t, h, p], decay [t, h] -> [t, h, p]`, `g` dividing `h`:
+    /// `S = e^decay S + v k^T`, `y = S q` (Mamba-2, arXiv:2405.21060; lightning attention).
+    LinearScan,
+    /// `q [t, g, n], k [t, g, n], v [t, h, p], decay [t, h] or [t, h, n], beta [t, h] -> [t, h, p]`:
+    /// `S = S diag(e^decay)`, `S = S + beta (v - S k) k^T`, `y = S q` (gated delta rule,
+    /// arXiv:2412.06464; with a decay per channel, Kimi Delta Attention, arXiv:2510.26692).
+    DeltaScan,
+    /// `x [t, d], dt [t, d], a [d, n], b [t, n], c [t, n] -> [t, d]`: `S = e^(dt a) S + dt x b^T`,
+    /// `y = S c` (Mamba, arXiv:2312.00752).
+    SelectiveScan,
+}
+
 /// One operator. The comment gives operands, then result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -400,9 +420,17 @@ pub enum Op {
     ScaledDotProductAttention { scores: Scores, sinks: bool },
 
     // 7. Effects, kept in order and outside rewriting
-    /// `q [t, heads, d], k [t, kv_heads, d], v [t, kv_heads, d_v] -> [t, heads, d_v]`: writes K and V of
+    /// `q [t, heads, d], k [t, kv_heads, d], v [t, kv_heads, d_v] -> [t, heads, d_v]`, without `v`
+    /// where the first `d_v` elements of `k` are the values: writes K and V of
     /// the step to the layer's cache and attends over the block table (vLLM `unified_attention`).
     Attention { layer: u32 },
+    /// One of a state layer's recurrences; see [`Recurrence`] for operands and result. `state` is the
+    /// index among the layer's states.
+    Recurrence {
+        function: Recurrence,
+        layer: u32,
+        state: u32,
+    },
 
     // 8. Structure
     /// `tuple -> its element`; only inside rewriting.
@@ -414,7 +442,7 @@ pub enum Op {
 impl Op {
     /// Reads or writes state; kept in program order.
     pub fn is_effect(&self) -> bool {
-        matches!(self, Op::Attention { .. })
+        matches!(self, Op::Attention { .. } | Op::Recurrence { .. })
     }
 
     /// Takes no operands and costs nothing to name.
@@ -463,6 +491,7 @@ impl Op {
             Op::AttentionScores(_) => "attention_scores",
             Op::ScaledDotProductAttention { .. } => "scaled_dot_product_attention",
             Op::Attention { .. } => "attention",
+            Op::Recurrence { function, .. } => function.name(),
             Op::Project(_) => "project",
             Op::Island { .. } => "island",
         }
@@ -545,6 +574,27 @@ impl Binary {
             Binary::LeftShift => "left_shift",
             Binary::RightShift => "right_shift",
             Binary::Arctan2 => "arctan2",
+        }
+    }
+}
+
+impl Recurrence {
+    /// snake_case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Recurrence::CausalConv => "causal_conv",
+            Recurrence::LinearScan => "linear_scan",
+            Recurrence::DeltaScan => "delta_scan",
+            Recurrence::SelectiveScan => "selective_scan",
+        }
+    }
+
+    /// How many operands it takes.
+    pub fn num_operands(self) -> usize {
+        match self {
+            Recurrence::CausalConv => 2,
+            Recurrence::LinearScan => 4,
+            Recurrence::DeltaScan | Recurrence::SelectiveScan => 5,
         }
     }
 }

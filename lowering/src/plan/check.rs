@@ -12,7 +12,7 @@ impl Plan {
     pub(super) fn check(&self) -> Checked {
         for graph in &self.graphs {
             graph
-                .check(self.layers.len())
+                .check(self)
                 .map_err(|reason| format!("graph {:?}: {reason}", graph.name))?;
         }
         Ok(())
@@ -69,7 +69,7 @@ impl Written {
 const MAX_VALUES: usize = 1 << 22;
 
 impl GraphPlan {
-    fn check(&self, num_layers: usize) -> Checked {
+    fn check(&self, plan: &Plan) -> Checked {
         let mut constants = Written::new(
             self.parameters.len() as u32,
             self.parameters.len() as u32,
@@ -92,13 +92,13 @@ impl GraphPlan {
         }
         let mut slots = Written::new(self.num_slots, self.inputs.len() as u32, MAX_VALUES)?;
         for (index, step) in self.steps.iter().enumerate() {
-            self.check_step(step, &mut slots, num_layers)
+            self.check_step(step, &mut slots, plan)
                 .map_err(|reason| format!("step {index}: {reason}"))?;
         }
         slots.read(&self.outputs, "slot")
     }
 
-    fn check_step(&self, step: &Step, slots: &mut Written, num_layers: usize) -> Checked {
+    fn check_step(&self, step: &Step, slots: &mut Written, plan: &Plan) -> Checked {
         match step {
             Step::Call {
                 region,
@@ -130,7 +130,35 @@ impl GraphPlan {
                 release,
             } => {
                 match op {
-                    Op::Attention { layer } => inside(*layer, num_layers, "layer")?,
+                    Op::Attention { layer } => {
+                        inside(*layer, plan.layers.len(), "layer")?;
+                        let layer = &plan.layers[*layer as usize];
+                        let operands = if layer.value_in_key { 2 } else { 3 };
+                        // Queries alone where the layer reads what another wrote.
+                        if inputs.len() != operands && inputs.len() != 1 {
+                            return Err(format!(
+                                "attention of layer {:?} on {} operands",
+                                layer.name,
+                                inputs.len()
+                            ));
+                        }
+                    }
+                    Op::Recurrence {
+                        function,
+                        layer,
+                        state,
+                    } => {
+                        inside(*layer, plan.state_layers.len(), "state layer")?;
+                        let states = &plan.state_layers[*layer as usize].states;
+                        inside(*state, states.len(), "state")?;
+                        if inputs.len() != function.num_operands() || outputs.len() != 1 {
+                            return Err(format!(
+                                "{} on {} operands",
+                                function.name(),
+                                inputs.len()
+                            ));
+                        }
+                    }
                     other => return Err(format!("{} is no effect", other.name())),
                 }
                 if types.len() != outputs.len() {

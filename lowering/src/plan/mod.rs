@@ -38,6 +38,8 @@ pub struct Plan {
     pub dtype: String,
     /// State that effects refer to by index: `Op::Attention { layer }`.
     pub layers: Vec<AttentionLayer>,
+    /// `Op::Recurrence { layer, .. }`.
+    pub state_layers: Vec<StateLayer>,
     pub graphs: Vec<GraphPlan>,
 }
 
@@ -62,6 +64,19 @@ pub struct AttentionLayer {
     pub attn_type: String,
     /// Reads the cache of this layer and writes none.
     pub kv_sharing_target: Option<String>,
+    /// The first `head_size_v` elements of a key are its value: the cache holds keys alone (latent
+    /// attention).
+    pub value_in_key: bool,
+}
+
+/// A layer with recurrent states of fixed size, one set for each request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StateLayer {
+    /// vLLM's layer name, the key of its states.
+    pub name: String,
+    /// Shape of each state of one request.
+    pub states: Vec<Vec<i64>>,
 }
 
 /// The plan of one captured graph.
@@ -148,7 +163,7 @@ pub enum Step {
         outputs: Vec<Slot>,
         release: Vec<Slot>,
     },
-    /// `Op::Attention`.
+    /// `Op::Attention` or `Op::Recurrence`.
     Effect {
         op: Op,
         inputs: Vec<Slot>,

@@ -332,7 +332,11 @@ pub fn rope_table(sin: &TensorType) -> Work {
 pub fn attention(layer: &AttentionLayer, context: u64, size: u64) -> Work {
     let count = |number: i64| number.clamp(0, MOST_HEADS) as u64;
     let heads = count(layer.num_heads);
-    let width = count(layer.head_size) + count(layer.head_size_v);
+    let width = if layer.value_in_key {
+        count(layer.head_size)
+    } else {
+        count(layer.head_size) + count(layer.head_size_v)
+    };
     let row = count(layer.num_kv_heads) * width * size;
     let query = heads * count(layer.head_size) * size;
     let result = heads * count(layer.head_size_v) * size;
@@ -455,6 +459,7 @@ mod tests {
             sinks: None,
             attn_type: "decoder".into(),
             kv_sharing_target: None,
+            value_in_key: false,
         };
         let row = 2 * (8 + 8) * 2;
         let whole = attention(&layer, 16, 2);

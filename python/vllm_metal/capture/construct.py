@@ -11,7 +11,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from vllm_metal import layers
+from vllm_metal import layers, patches
 
 
 def construct(vllm_config: VllmConfig) -> nn.Module:
@@ -21,8 +21,11 @@ def construct(vllm_config: VllmConfig) -> nn.Module:
     values. vLLM's process groups must exist (see ``single_process``).
     """
     layers.register()
+    patches.apply()
     with set_default_torch_dtype(vllm_config.model_config.dtype), _weightless_parameters():
-        return initialize_model(vllm_config=vllm_config).eval()
+        model = initialize_model(vllm_config=vllm_config).eval()
+    patches.apply()
+    return model
 
 
 @contextmanager
@@ -48,13 +51,16 @@ def _weightless_parameters() -> Iterator[None]:
 
 
 def drop_storage(parameter: nn.Parameter) -> None:
-    """Move a parameter to the meta device; it stays the same object."""
+    """Move a parameter to the meta device, unless it has views; it stays the same object."""
     # ``parameter.data = ...`` refuses another kind of device, so the object's insides are swapped
     # and its own class and attributes put back.
     kind, attributes = type(parameter), dict(parameter.__dict__)
     empty = nn.Parameter(
         torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
     )
-    torch.utils.swap_tensors(parameter, empty)
+    try:
+        torch.utils.swap_tensors(parameter, empty)
+    except RuntimeError:  # a buffer is a view of the parameter: the memory stays with it
+        return
     parameter.__class__ = kind
     parameter.__dict__.update(attributes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM knows about each attention layer and the captured operators only name."""
+"""What vLLM knows about each layer with a cache and the captured operators only name."""
 
 from typing import Any
 
@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.fused_moe.runner.moe_runner_interface import MoERunnerInterface
+from vllm.model_executor.layers.mamba.abstract import MambaBase
 
 from vllm_metal.fx import encode_float
+from vllm_metal.latent_attention import MetalLatentAttentionImpl
 
 
 def describe_layers(model: nn.Module, vllm_config: VllmConfig) -> dict[str, dict[str, Any]]:
@@ -29,25 +31,29 @@ def layer_parameters(layers: dict[str, dict[str, Any]]) -> set[str]:
 
 
 def _describe(layer: nn.Module, parameter_paths: dict[int, str]) -> dict[str, Any]:
+    if isinstance(layer, MambaBase):
+        return {"kind": "state", "states": [list(shape) for shape in layer.get_state_shape()]}
     impl = getattr(layer, "impl", None)
     if impl is None or not hasattr(layer, "num_kv_heads"):
         used = {parameter_paths[id(p)] for p in layer.parameters() if id(p) in parameter_paths}
         return {"kind": type(layer).__name__, "parameters": sorted(used)}
     sinks = getattr(impl, "sinks", None)
+    latent = isinstance(impl, MetalLatentAttentionImpl)
     return {
         "kind": "attention",
         "num_heads": layer.num_heads,
         "num_kv_heads": layer.num_kv_heads,
         "head_size": layer.head_size,
-        "head_size_v": layer.head_size_v,
+        "head_size_v": impl.kv_lora_rank if latent else layer.head_size_v,
+        "value_in_key": latent,
         "scale": encode_float(float(impl.scale)),
         "sliding_window": _window(layer.sliding_window),
         "logits_soft_cap": _optional_float(getattr(impl, "logits_soft_cap", None)),
         "alibi_slopes": _floats(getattr(impl, "alibi_slopes", None)),
         "use_alibi_sqrt": bool(getattr(layer, "use_alibi_sqrt", False)),
         "sinks": None if sinks is None else parameter_paths[id(sinks)],
-        "attn_type": str(getattr(layer.attn_type, "value", layer.attn_type)),
-        "kv_sharing_target": layer.kv_sharing_target_layer_name,
+        "attn_type": str(getattr(impl.attn_type, "value", impl.attn_type)),
+        "kv_sharing_target": impl.kv_sharing_target_layer_name,
     }
 
 

@@ -32,6 +32,7 @@ impl Layer {
             || heads % kv_heads != 0
             || plan.head_size < 1
             || plan.head_size_v < 1
+            || (plan.value_in_key && plan.head_size_v > plan.head_size)
         {
             return Err(Error::Unsupported(format!(
                 "layer {:?} has {heads} heads and {kv_heads} KV heads of size {}",
@@ -90,26 +91,42 @@ impl Layer {
         self.soft_cap.is_none()
             && self.plan.alibi_slopes.is_none()
             && self.plan.head_size == self.plan.head_size_v
+            && !self.plan.value_in_key
     }
 
-    /// Elements of a cache row `[kv_heads, head_size + head_size_v]`.
+    /// Elements of a cache row `[kv_heads, head_size + head_size_v]`, or `[kv_heads, head_size]` where
+    /// values are part of the keys.
     pub fn row_shape(&self) -> [i32; 2] {
+        let (first, size) = self.value_range();
         [
             self.plan.num_kv_heads as i32,
-            (self.plan.head_size + self.plan.head_size_v) as i32,
+            (first + size).max(self.plan.head_size as i32),
         ]
+    }
+
+    /// Where a row's value begins, and its size.
+    fn value_range(&self) -> (i32, i32) {
+        let first = if self.plan.value_in_key {
+            0
+        } else {
+            self.plan.head_size
+        };
+        (first as i32, self.plan.head_size_v as i32)
     }
 }
 
 /// Keys and values of the step side by side: `[t, kv_heads, head_size + head_size_v]`.
-pub fn encode_rows(mlx: &Mlx, k: &Array, v: &Array) -> Result<Array> {
-    Ok(mlx.concatenate(&[k, v], 2)?)
+pub fn encode_rows(mlx: &Mlx, keys_values: &[&Array]) -> Result<Array> {
+    match keys_values {
+        [keys] => Ok((*keys).clone()),
+        both => Ok(mlx.concatenate(both, 2)?),
+    }
 }
 
 /// The cache `[rows, kv_heads, d]` with the step's keys and values at `slots [t]`, by one scatter.
 /// In place if the caller keeps no other handle of `cache` when the result is evaluated.
-pub fn write(mlx: &Mlx, cache: &Array, slots: &Array, k: &Array, v: &Array) -> Result<Array> {
-    let rows = encode_rows(mlx, k, v)?;
+pub fn write(mlx: &Mlx, cache: &Array, slots: &Array, keys_values: &[&Array]) -> Result<Array> {
+    let rows = encode_rows(mlx, keys_values)?;
     let shape = rows.shape();
     let rows = mlx.reshape(&rows, &[shape[0], 1, shape[1], shape[2]])?;
     let rows = match dtype(cache) {
@@ -209,14 +226,14 @@ fn attend_explicit(
     q_dtype: DType,
 ) -> Result<Array> {
     let [heads, kv_heads] = [layer.plan.num_heads as i32, layer.plan.num_kv_heads as i32];
-    let [size, value_size] = [layer.plan.head_size as i32, layer.plan.head_size_v as i32];
+    let (size, (value, value_size)) = (layer.plan.head_size as i32, layer.value_range());
     let (pieces, num_rows, num_keys) = (batch.size, batch.rows, batch.keys);
     let share = heads / kv_heads;
 
     let keys_values = mlx.gather_rows(rows, &batch.key_rows)?;
     let keys = mlx.slice(&keys_values, 4, 0, size, 1)?;
     let keys = mlx.transpose(&mlx.ensure(keys, DType::Float32)?, &[0, 2, 3, 4, 1])?;
-    let values = mlx.slice(&keys_values, 4, size, size + value_size, 1)?;
+    let values = mlx.slice(&keys_values, 4, value, value + value_size, 1)?;
     let values = mlx.transpose(&mlx.ensure(values, DType::Float32)?, &[0, 2, 3, 1, 4])?;
 
     // Query heads that share a KV head are rows of one product.

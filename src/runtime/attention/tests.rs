@@ -65,6 +65,7 @@ fn plan(case: &Case) -> AttentionLayer {
         }
         .into(),
         kv_sharing_target: None,
+        value_in_key: false,
     }
 }
 
@@ -260,7 +261,7 @@ fn found(
     let k = shaped(&step.k, case.kv_heads, case.size);
     let v = shaped(&step.v, case.kv_heads, case.value_size);
     let rows = if case.encoder {
-        encode_rows(mlx, &k, &v).unwrap()
+        encode_rows(mlx, &[&k, &v]).unwrap()
     } else {
         let [heads, size] = layer.row_shape();
         let cache = floats(
@@ -272,7 +273,7 @@ fn found(
         let bytes: Vec<u8> = slots.iter().flat_map(|slot| slot.to_ne_bytes()).collect();
         let slots =
             crate::runtime::mlx::host_array(&bytes, &[slots.len() as i32], DType::Int32).unwrap();
-        write(mlx, &cache, &slots, &k, &v).unwrap()
+        write(mlx, &cache, &slots, &[&k, &v]).unwrap()
     };
     let result = attend(mlx, &layer, &layout, fused, &q, &rows).unwrap();
     assert_eq!(

@@ -6,14 +6,25 @@ use super::instruction::{Context, Outputs, execute};
 use super::rope::{self, RopeTables};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::mlx::{self, Array, Mlx};
-use lowering::ir::{DType, Op, TensorType};
+use lowering::ir::{DType, Op, Recurrence, TensorType};
 use lowering::plan::{GraphPlan, Instruction, Region, Step};
 
-/// What a graph cannot do by itself: attention over a KV cache, and calls into PyTorch.
+/// What a graph cannot do by itself: attention and recurrences with their caches, and calls into
+/// PyTorch.
 pub trait Effects {
-    /// `q [t, heads, d] -> [t, heads, d_v]` of the plan's layer. `new` are the step's
-    /// `k [t, kv_heads, d], v [t, kv_heads, d_v]`; a layer may have none where it shares a cache.
-    fn attention(&mut self, layer: u32, q: &Array, new: Option<(&Array, &Array)>) -> Result<Array>;
+    /// `q [t, heads, d], k [t, kv_heads, d], v [t, kv_heads, d_v] -> [t, heads, d_v]` of the plan's
+    /// layer; `v` only where it is not part of `k`, and neither where the layer reads what another wrote.
+    fn attention(&mut self, layer: u32, q: &Array, keys_values: &[&Array]) -> Result<Array>;
+
+    /// A recurrence on a state of the plan's state layer, with operands and result as
+    /// [`Recurrence`] says; the result is float32.
+    fn recurrence(
+        &mut self,
+        function: Recurrence,
+        layer: u32,
+        state: u32,
+        operands: &[&Array],
+    ) -> Result<Array>;
 
     /// Runs `Op::Island` and returns its results.
     fn island(
@@ -398,10 +409,23 @@ impl Run<'_> {
             .map(|slot| Ok(&self.slot(*slot)?.array))
             .collect::<Result<_>>()?;
         let results = match (op, operands.as_slice()) {
-            (Op::Attention { layer }, [q, k, v]) => {
-                vec![effects.attention(*layer, q, Some((k, v)))?]
+            (Op::Attention { layer }, [q, keys_values @ ..]) => {
+                vec![effects.attention(*layer, q, keys_values)?]
             }
-            (Op::Attention { layer }, [q]) => vec![effects.attention(*layer, q, None)?],
+            (
+                Op::Recurrence {
+                    function,
+                    layer,
+                    state,
+                },
+                operands,
+            ) => {
+                let result = effects.recurrence(*function, *layer, *state, operands)?;
+                vec![match types.first() {
+                    Some(expected) => self.context.mlx.ensure(result, expected.dtype)?,
+                    None => result,
+                }]
+            }
             (Op::Island { target, arguments }, operands) => {
                 effects.island(target, arguments, operands, types)?
             }

@@ -146,6 +146,7 @@ pub fn execute(
         Op::Input(_)
         | Op::Parameter(_)
         | Op::Attention { .. }
+        | Op::Recurrence { .. }
         | Op::Project(_)
         | Op::Island { .. } => {
             return Err(Error::Unsupported(format!(

@@ -41,7 +41,7 @@ fn a_cache_that_cannot_be_is_refused() {
     let model = load(&runtime, plan(false), sources(&runtime), None).unwrap();
     let run = model.run("backbone", ids(&[1]), request(0, 1, 0));
     assert!(run.err().unwrap().to_string().contains("allocate it first"));
-    let refused = |specs: Vec<CacheSpec>| model.allocate_kv_cache(specs).unwrap_err();
+    let refused = |specs: Vec<CacheSpec>| model.allocate_kv_cache(specs, Vec::new()).unwrap_err();
     let huge = refused(spec(Pages {
         num_blocks: 1 << 24,
         block_size: 100,
@@ -107,13 +107,13 @@ fn an_island_runs_between_lowered_nodes() {
         Some(Box::new(Doubling)),
     )
     .unwrap();
-    model.allocate_kv_cache(spec(PAGES)).unwrap();
+    model.allocate_kv_cache(spec(PAGES), Vec::new()).unwrap();
     let output = model.run("backbone", ids(&[6]), request(0, 1, 0)).unwrap();
     let [a, b] = table_row(6);
     assert_eq!(floats(&output[0]), [a * 4.0, b * 2.0]);
 
     let none = load(&runtime, plan(true), sources(&runtime), None).unwrap();
-    none.allocate_kv_cache(spec(PAGES)).unwrap();
+    none.allocate_kv_cache(spec(PAGES), Vec::new()).unwrap();
     let error = none
         .run("backbone", ids(&[6]), request(0, 1, 0))
         .err()

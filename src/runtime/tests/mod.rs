@@ -203,7 +203,9 @@ fn plan(island: bool) -> Plan {
             sinks: None,
             attn_type: "decoder".into(),
             kv_sharing_target: None,
+            value_in_key: false,
         }],
+        state_layers: Vec::new(),
         graphs: vec![backbone, logits],
     };
     Plan::from_bytes(&plan.to_bytes().unwrap()).unwrap()
@@ -274,7 +276,10 @@ fn load(
 
 fn loaded(runtime: &Runtime) -> LoadedModel {
     let model = load(runtime, plan(false), sources(runtime), None).unwrap();
-    assert_eq!(model.allocate_kv_cache(spec(PAGES)).unwrap(), 7 * 4 * 4 * 4);
+    assert_eq!(
+        model.allocate_kv_cache(spec(PAGES), Vec::new()).unwrap(),
+        7 * 4 * 4 * 4
+    );
     model
 }
 
@@ -307,7 +312,7 @@ fn request(start: usize, end: usize, padding: usize) -> Vec<LayerMetadata> {
     };
     vec![(
         vec![LAYER.into(), "a layer that the plan lacks".into()],
-        Arc::new(metadata),
+        Requests::Attention(Arc::new(metadata)),
     )]
 }
 

@@ -90,7 +90,10 @@ fn what_is_out_of_range_is_refused_before_anything_changes() {
     );
     assert!(error(ids(&[0, -1]), request(0, 2, 0)).contains("element 1 is -1"));
     let mut wrong = request(0, 1, 0);
-    Arc::make_mut(&mut wrong[0].1).slot_mapping[0] = 24;
+    let Requests::Attention(metadata) = &mut wrong[0].1 else {
+        panic!("attention expected");
+    };
+    Arc::make_mut(metadata).slot_mapping[0] = 24;
     assert!(error(ids(&[1]), wrong).contains("slot 24, and the cache has 24 slots"));
     assert!(error(ids(&[1]), request(0, 2, 0)).contains("2 of 1 tokens"));
     assert!(error(ids(&[1]), vec![]).contains("none is given for layer \"layers.0.attn\""));

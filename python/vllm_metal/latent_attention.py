@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1), absorbed.
+
+The cache holds one latent `c` [kv_lora_rank] and one rotary key [qk_rope_head_dim] per token. With
+
+    k = [W_uk c, k_rope],  v = W_uv c   ==>   q . k = [W_uk^T q_nope, q_rope] . [c, k_rope]
+
+all heads attend over the same single key head, whose first `kv_lora_rank` elements are the value,
+and `W_uv` is applied to the result. So the layer is two small products around ordinary attention,
+which capture sees as such: `vllm.unified_attention_with_output` on the layer's cache.
+"""
+
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.attention.mla_attention import MLAAttention, split_kv_b_proj
+from vllm.utils.torch_utils import _encode_layer_name
+from vllm.v1.attention.backends.mla.prefill.base import MLAPrefillBackend
+
+from vllm_metal.attention import MetalAttentionBackend, MetalAttentionImpl
+from vllm_metal.patches import replaces
+
+
+class MetalLatentAttentionImpl(MetalAttentionImpl):
+    """Attention over keys [num_tokens, 1, kv_lora_rank + qk_rope_head_dim] whose first
+    `kv_lora_rank` elements are the values; only the keys are kept."""
+
+    def __init__(self, *args: Any, kv_lora_rank: int, **kwargs: Any) -> None:
+        # vLLM's MLA arguments describe the products around the attention.
+        known = MetalAttentionImpl.__init__.__annotations__
+        super().__init__(*args, **{name: kwargs[name] for name in kwargs if name in known})
+        self.kv_lora_rank = kv_lora_rank
+
+    def forward(
+        self, layer: Any, query: Any, key: Any, value: Any, kv_cache: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As its parent's; the cache is [num_blocks, block_size, head_size]."""
+        pages = kv_cache.unsqueeze(1) if kv_cache.dim() == 3 else kv_cache
+        return super().forward(layer, query, key, value[..., :0], pages, *args, **kwargs)
+
+    def _keys_and_values(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return tokens, tokens[..., : self.kv_lora_rank]
+
+
+class MetalLatentAttentionBackend(MetalAttentionBackend):
+    @staticmethod
+    def get_impl_cls() -> type[MetalLatentAttentionImpl]:
+        return MetalLatentAttentionImpl
+
+    @classmethod
+    def is_mla(cls) -> bool:
+        return True
+
+
+class MetalPrefillBackend(MLAPrefillBackend):
+    """What vLLM asks a platform to name; prefill is the same attention as decode here."""
+
+    @staticmethod
+    def get_name() -> str:
+        return "CUSTOM"
+
+    def run_prefill_new_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("MLAAttention.forward does not ask for it")
+
+    run_prefill_context_chunk = run_prefill_new_tokens
+
+
+@replaces(MLAAttention, "forward")
+def forward(
+    self: MLAAttention,
+    q: torch.Tensor,
+    kv_c_normed: torch.Tensor,
+    k_pe: torch.Tensor,
+    output_shape: torch.Size | None = None,
+    q_dcp_replicated: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """q [num_tokens, num_heads, qk_nope_head_dim + qk_rope_head_dim], kv_c_normed [num_tokens,
+    kv_lora_rank], k_pe [num_tokens, 1, qk_rope_head_dim] -> [num_tokens, num_heads *
+    v_head_dim]."""
+    w_uk, w_uv = split_kv_b_proj(
+        self.kv_b_proj,
+        q.dtype,
+        self.kv_lora_rank,
+        self.num_heads,
+        self.qk_nope_head_dim,
+        self.v_head_dim,
+    )
+    q_nope, q_rope = q.split([self.qk_nope_head_dim, self.qk_rope_head_dim], dim=-1)
+    q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk.permute(1, 2, 0)).transpose(0, 1)
+    query = torch.cat([q_latent, q_rope], dim=-1)
+    key = torch.cat([kv_c_normed.unsqueeze(1), k_pe], dim=-1)
+    latent = torch.empty_like(q_latent)
+    torch.ops.vllm.unified_attention_with_output(
+        query, key, kv_c_normed.unsqueeze(1), latent, _encode_layer_name(self.layer_name)
+    )
+    result = torch.bmm(latent.transpose(0, 1), w_uv.transpose(0, 1)).transpose(0, 1)
+    return result.reshape(q.shape[0], self.num_heads * self.v_head_dim)
+
+
+@replaces(MLAAttention, "process_weights_after_loading")
+def process_weights_after_loading(self: MLAAttention, act_dtype: torch.dtype) -> None:
+    """vLLM keeps both halves of `kv_b_proj` a second time; `forward` reads them where they lie."""
