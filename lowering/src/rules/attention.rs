@@ -8,7 +8,7 @@
 //! then the softmax and the values around it, then the repetition of keys and values that heads share.
 
 use super::{Build, Guard, Match, Numerics, Right, Rule};
-use crate::ir::{AttentionMask, Binary, DType, Dim, Float, Op, Scores, Unary};
+use crate::ir::{AttentionMask, Dim, Float, Op, Scores, Unary};
 
 const BATCHED: Guard = (
     "both operands are batches of matrices of the same sizes",

@@ -139,7 +139,7 @@ fn compute_binary(
         Binary::Mul => mlx.multiply(x, y),
         Binary::Div => mlx.divide(x, y),
         Binary::FloorDivide => floor_divide(mlx, kind, x, y),
-        Binary::Remainder => mlx.remainder(x, y),
+        Binary::Remainder => mlx.remainder(x, &whole_divisor(mlx, kind, y)?),
         Binary::Pow => mlx.power(x, y),
         Binary::Maximum => mlx.maximum(x, y),
         Binary::Minimum => mlx.minimum(x, y),
@@ -161,15 +161,38 @@ fn compute_binary(
     }
 }
 
+fn is_signed(kind: DType) -> bool {
+    matches!(
+        kind,
+        DType::Int8 | DType::Int16 | DType::Int32 | DType::Int64
+    )
+}
+
+/// `y` with 1 for divisors that a processor ends the process at: zero, which PyTorch refuses and
+/// gives no value for, and -1, by which the least number has no quotient.
+fn whole_divisor(mlx: &Mlx, kind: DType, y: &Array) -> MlxResult<Array> {
+    if kind.is_float() || kind == DType::Bool {
+        return Ok(y.clone());
+    }
+    let one = scalar(mlx, 1.0, kind)?;
+    let traps = mlx.equal(y, &scalar(mlx, 0.0, kind)?)?;
+    let traps = match is_signed(kind) {
+        true => mlx.logical_or(&traps, &mlx.equal(y, &scalar(mlx, -1.0, kind)?)?)?,
+        false => traps,
+    };
+    mlx.select(&traps, &one, y)
+}
+
 /// Rounds towards minus infinity; MLX's integer division rounds towards zero.
 fn floor_divide(mlx: &Mlx, kind: DType, x: &Array, y: &Array) -> MlxResult<Array> {
-    match kind {
-        DType::Int8 | DType::Int16 | DType::Int32 | DType::Int64 => {
-            let whole = mlx.subtract(x, &mlx.remainder(x, y)?)?;
-            mlx.floor_divide(&whole, y)
-        }
-        _ => mlx.floor_divide(x, y),
+    let divisor = whole_divisor(mlx, kind, y)?;
+    if !is_signed(kind) {
+        return mlx.floor_divide(x, &divisor);
     }
+    let whole = mlx.subtract(x, &mlx.remainder(x, &divisor)?)?;
+    let by_minus_one = mlx.equal(y, &scalar(mlx, -1.0, kind)?)?;
+    let quotient = mlx.floor_divide(&whole, &divisor)?;
+    mlx.select(&by_minus_one, &mlx.negative(x)?, &quotient)
 }
 
 /// `f(gate) * up`, of both halves of the only operand or of two, rounded once.

@@ -126,6 +126,23 @@ fn unary_functions_equal_their_definition_and_round_once_in_16_bits() {
 }
 
 #[test]
+fn whole_divisions_that_a_processor_traps_on_do_not_end_the_process() {
+    let mlx = cpu();
+    let (x, y) = (longs(&[7, i64::MIN, -5], &[3]), longs(&[0, -1, -1], &[3]));
+    for function in [Binary::FloorDivide, Binary::Remainder] {
+        let found = run(&mlx, &Op::Binary(function), &[&x, &y], DType::Int64);
+        assert_eq!(found.shape(), [3]);
+        let of_minus_five = values(&mlx, &found)[2];
+        let expected = if function == Binary::Remainder {
+            0.0
+        } else {
+            5.0
+        };
+        assert_eq!(of_minus_five, expected);
+    }
+}
+
+#[test]
 fn binary_functions_follow_python_on_floats_and_integers() {
     use Binary::*;
     let mlx = cpu();
