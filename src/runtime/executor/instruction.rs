@@ -55,6 +55,27 @@ impl<'a> Operands<'a> {
     }
 }
 
+/// Results without elements of operands without elements: kernels of MLX's (scans, sorts) divide by
+/// the size of an axis, which ends the process where it is zero.
+fn of_nothing(
+    context: Context,
+    operands: &[&Array],
+    types: &[TensorType],
+) -> Result<Option<Outputs>> {
+    if types.is_empty() || operands.iter().all(|x| x.size() > 0) {
+        return Ok(None);
+    }
+    let mut results = Vec::with_capacity(types.len());
+    for TensorType { dtype, shape } in types {
+        let shape = context.shape(shape)?;
+        if !shape.contains(&0) {
+            return Ok(None);
+        }
+        results.push(context.mlx.zeros(&shape, *dtype)?);
+    }
+    Ok(Some(Outputs::Many(results)))
+}
+
 /// Adds the operator's nodes to MLX's graph.
 ///
 /// # Errors
@@ -66,6 +87,9 @@ pub fn execute(
     types: &[TensorType],
 ) -> Result<Outputs> {
     let mlx = context.mlx;
+    if let Some(empty) = of_nothing(context, operands, types)? {
+        return Ok(empty);
+    }
     let operands = Operands(operands);
     let dtype = types.first().map_or(DType::Float32, |first| first.dtype);
     let x = || operands.get(0);
