@@ -4,7 +4,7 @@
 
 use super::instruction::Context;
 use crate::runtime::error::{Error, Result};
-use crate::runtime::mlx::{Array, Mlx, dtype, host_array, scalar};
+use crate::runtime::mlx::{Array, Device, Mlx, dtype, host_array, scalar};
 use lowering::ir::{AttentionMask, DType, Float, Scores};
 
 /// How many queries and keys there are.
@@ -144,9 +144,22 @@ pub fn attend(
         (_, Some(mask)) => Some(mlx.cast(mask, own)?),
         _ => return Err(Error::Unsupported("a mask that is not there".into())),
     };
-    let sinks = sinks.map(|sinks| mlx.cast(sinks, own)).transpose()?;
     let scale = of.scale.get() as f32;
-    Ok(mlx.attention([q, k, v], scale, lower_right, mask.as_ref(), sinks.as_ref())?)
+    // A GPU's kernel adds up in float32 whatever the operands are; what MLX runs on a CPU does not.
+    let wide = match mlx.device() {
+        Device::Cpu if own.is_half() => DType::Float32,
+        _ => own,
+    };
+    let widened = |x: &Array| match dtype(x) {
+        Some(DType::Bool) => Ok(x.clone()),
+        _ => mlx.cast(x, wide),
+    };
+    let mask = mask.as_ref().map(widened).transpose()?;
+    let sinks = sinks.map(|sinks| mlx.cast(sinks, wide)).transpose()?;
+    let (q, k, v) = (widened(q)?, widened(k)?, widened(v)?);
+    let operands = [&q, &k, &v];
+    let result = mlx.attention(operands, scale, lower_right, mask.as_ref(), sinks.as_ref())?;
+    Ok(mlx.cast(&result, own)?)
 }
 
 /// MLX's own attention has no cap.

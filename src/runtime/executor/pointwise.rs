@@ -140,7 +140,7 @@ fn compute_binary(
         Binary::Div => mlx.divide(x, y),
         Binary::FloorDivide => floor_divide(mlx, kind, x, y),
         Binary::Remainder => mlx.remainder(x, &whole_divisor(mlx, kind, y)?),
-        Binary::Pow => mlx.power(x, y),
+        Binary::Pow => power(mlx, kind, x, y),
         Binary::Maximum => mlx.maximum(x, y),
         Binary::Minimum => mlx.minimum(x, y),
         Binary::Equal => mlx.equal(x, y),
@@ -152,6 +152,9 @@ fn compute_binary(
         Binary::LogicalAnd => mlx.logical_and(x, y),
         Binary::LogicalOr => mlx.logical_or(x, y),
         Binary::LogicalXor => mlx.not_equal(&mlx.cast(x, DType::Bool)?, &mlx.cast(y, DType::Bool)?),
+        Binary::BitwiseAnd if kind == DType::Bool => mlx.logical_and(x, y),
+        Binary::BitwiseOr if kind == DType::Bool => mlx.logical_or(x, y),
+        Binary::BitwiseXor if kind == DType::Bool => mlx.not_equal(x, y),
         Binary::BitwiseAnd => mlx.bitwise_and(x, y),
         Binary::BitwiseOr => mlx.bitwise_or(x, y),
         Binary::BitwiseXor => mlx.bitwise_xor(x, y),
@@ -193,6 +196,19 @@ fn floor_divide(mlx: &Mlx, kind: DType, x: &Array, y: &Array) -> MlxResult<Array
     let by_minus_one = mlx.equal(y, &scalar(mlx, -1.0, kind)?)?;
     let quotient = mlx.floor_divide(&whole, &divisor)?;
     mlx.select(&by_minus_one, &mlx.negative(x)?, &quotient)
+}
+
+/// Whole powers by negative exponents are 0, but for bases 1 and -1.
+fn power(mlx: &Mlx, kind: DType, x: &Array, y: &Array) -> MlxResult<Array> {
+    if !is_signed(kind) {
+        return mlx.power(x, y);
+    }
+    let (zero, one) = (scalar(mlx, 0.0, kind)?, scalar(mlx, 1.0, kind)?);
+    let whole = mlx.power(x, &mlx.maximum(y, &zero)?)?;
+    let of_unit = mlx.power(x, &mlx.bitwise_and(y, &one)?)?;
+    let is_unit = mlx.equal(&mlx.abs(x)?, &one)?;
+    let fraction = mlx.select(&is_unit, &of_unit, &zero)?;
+    mlx.select(&mlx.less(y, &zero)?, &fraction, &whole)
 }
 
 /// `f(gate) * up`, of both halves of the only operand or of two, rounded once.
