@@ -44,7 +44,7 @@ class _Model(nn.Module):
         super().__init__()
         self.inner = nn.Linear(4, 4)
 
-    def forward(self, input_ids: Any, positions: Any, *_: Any) -> torch.Tensor:
+    def forward(self, input_ids: Any, positions: Any, **_: Any) -> torch.Tensor:
         return self.step(positions.float()[:, None].expand(-1, 4))
 
     def step(self, x: torch.Tensor) -> torch.Tensor:

@@ -165,9 +165,9 @@ def test_plans_are_compared(
 
 
 def test_progress_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str], config: str) -> None:
-    _, _, error = run(capsys, config, "--progress")
+    _, _, error = run(capsys, config, "--no-cache", "--progress")
     assert "capture" in error
-    _, _, error = run(capsys, config)
+    _, _, error = run(capsys, config, "--no-cache")
     assert "capture" not in error
 
 

@@ -33,8 +33,11 @@ def warnings() -> Iterator[list[str]]:
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("vllm.metal")
+    level = logger.level
     logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)  # whatever an earlier test of this process asked vLLM for
     yield texts
+    logger.setLevel(level)
     logger.removeHandler(handler)
 
 
