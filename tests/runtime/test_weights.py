@@ -2,6 +2,7 @@
 """Weights: taken over without a copy, checked, and named in every error."""
 
 import json
+import re
 import struct
 import weakref
 from collections.abc import Callable
@@ -138,7 +139,8 @@ def test_broken_plans_are_refused(build: Callable[..., Any]) -> None:
     plan = core.lower(capture(torch_model, vllm_config).document)
     content = plan.to_bytes()
     assert core.Plan.from_bytes(content).sha256 == plan.sha256
-    for broken in (b"", b"{}", content[:-1], content.replace(b'"version":1', b'"version":2', 1)):
+    other_version = re.sub(rb'"version":\d+', b'"version":999', content, count=1)
+    for broken in (b"", b"{}", content[:-1], other_version):
         with pytest.raises(ValueError, match="malformed plan"):
             core.Plan.from_bytes(broken)
 
