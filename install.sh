@@ -33,10 +33,6 @@ check_tools() {
         fail "a C++ compiler is missing: install g++ or clang++" \
             "(on Debian and Ubuntu: apt-get install g++), then run this again"
     }
-    if [ "$system" = Linux ] && ! command -v clang++-19 >/dev/null 2>&1; then
-        say "note: the tests of the Metal kernels need clang 19" \
-            "(on Debian and Ubuntu: apt-get install clang-19 libclang-rt-19-dev); nothing else does"
-    fi
 }
 
 find_uv() {
@@ -69,3 +65,7 @@ export VIRTUAL_ENV
 PYTHONPATH=python "$venv/bin/python" -m build_backend.mlx
 "$uv" pip install --quiet --no-deps --no-build-isolation --reinstall-package vllm-metal --editable .
 "$venv/bin/python" -c 'from vllm_metal._native import core; print("ready: vllm-metal with mlx", core.mlx_version())'
+if [ "$system" = Linux ] && ! command -v clang++-19 >/dev/null 2>&1; then
+    say "note: the tests of the Metal kernels need clang 19" \
+        "(on Debian and Ubuntu: apt-get install clang-19 libclang-rt-19-dev); nothing else does"
+fi
