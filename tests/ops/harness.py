@@ -29,6 +29,9 @@ DTYPES = (
 )
 """MLX has no float64 and no complex numbers worth the name on the GPU: they are outside."""
 
+SAMPLES = 8
+"""Samples of an entry and dtype in the full sweep, each contiguous and not."""
+
 TOLERANCES = {
     torch.float32: {"rtol": 2e-5, "atol": 2e-5},
     torch.float16: {"rtol": 1e-3, "atol": 1e-3},
@@ -71,14 +74,20 @@ def dtypes(op: Any) -> list[torch.dtype]:
 
 
 def samples(op: Any, dtype: torch.dtype, limit: int) -> Iterator[Any]:
-    """Up to ``limit`` samples, spread over the entry's, each contiguous and then not."""
+    """Up to ``limit`` samples, spread over the entry's, each contiguous and then not.
+
+    They are among the ``SAMPLES`` of the full sweep: what that finds holds for fewer.
+    """
     torch.manual_seed(0)
     found = list(itertools.islice(op.sample_inputs("cpu", dtype), 400))
-    step = max(1, -(-len(found) // limit))
-    for sample in found[::step]:
+    for sample in _spread(_spread(found, SAMPLES), limit):
         yield sample
         if isinstance(sample.input, torch.Tensor) and sample.input.layout == torch.strided:
             yield sample.noncontiguous()
+
+
+def _spread(items: list[Any], limit: int) -> list[Any]:
+    return items[:: max(1, -(-len(items) // limit))]
 
 
 def chosen(op: Any, dtype: torch.dtype, share: int) -> bool:

@@ -19,9 +19,6 @@ PATH = Path(__file__).parents[2] / "docs" / "ops.md"
 CACHE = Path(__file__).parents[2] / ".build" / "ops.json"
 """Outcomes of the last run, which a run of some entries adds to."""
 
-SAMPLES = 8
-"""Samples of an entry and dtype in the full sweep, each contiguous and not."""
-
 _MARKS = {"passes": "✓", "unclaimed": "-", "refused": "r", "differs": "✗", "outside": "o", "": "?"}
 
 _HEAD = """# ATen operators on MLX

@@ -26,7 +26,7 @@ def test_an_entry_is_right_where_it_is_claimed(op: Any) -> None:
 @pytest.mark.parametrize("op", harness.entries(), ids=harness.name_of)
 def test_an_entry_is_right_on_all_samples(op: Any) -> None:
     for dtype in harness.dtypes(op):
-        _check(op, dtype, limit=table.SAMPLES)
+        _check(op, dtype, limit=harness.SAMPLES)
 
 
 def _check(op: Any, dtype: torch.dtype, limit: int) -> None:
