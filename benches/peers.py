@@ -129,10 +129,18 @@ class Ours:
         return self._step(ids, 0)
 
     def _step(self, ids: torch.Tensor, context: int) -> torch.Tensor:
-        return self.finish(self.build(ids, context))
+        inputs, attention = self._arguments(ids, context)
+        batch, length = ids.shape
+        last = torch.arange(length - 1, batch * length, length) if length > 1 else None
+        _, logits = self.model._model.step_with_logits(inputs, attention, last)
+        return torch.utils.dlpack.from_dlpack(logits).argmax(-1)
 
     def build(self, ids: torch.Tensor, context: int) -> Any:
-        """The lazy logits of the last token of each row."""
+        """The lazy logits of a decode step."""
+        inputs, attention = self._arguments(ids, context)
+        return self.model._model.step(inputs, attention, logits=True)[-1]
+
+    def _arguments(self, ids: torch.Tensor, context: int) -> tuple[dict[str, Any], dict[str, Any]]:
         batch, length = ids.shape
         positions = torch.arange(context, context + length).repeat(batch)
         table = torch.arange(batch * self.blocks, dtype=torch.int32).view(batch, self.blocks)
@@ -144,9 +152,8 @@ class Ours:
             seq_lens=torch.full((batch,), context + length, dtype=torch.int32),
             num_actual_tokens=batch * length,
         )
-        hidden = self.model.run(ids.reshape(-1), positions, metadata)
-        last = torch.arange(length - 1, batch * length, length)
-        return self.model._model.logits(hidden[last].lazy if length > 1 else hidden.lazy)
+        inputs = self.model._inputs(ids.reshape(-1), positions)
+        return inputs, dict.fromkeys(self.model.plan.layers, metadata)
 
     def finish(self, lazy: Any) -> torch.Tensor:
         """Computes the step; greedy tokens [batch]."""

@@ -7,7 +7,8 @@ use crate::runtime::host::HostTensor;
 use crate::runtime::tensor::Tensor;
 use crate::runtime::weights::{Checkpoint, LoadReport, Recipe, Source, required};
 use crate::runtime::{
-    Argument, CacheSpec, LoadedModel, Metadata, Pages, Requests, Runtime, StateMetadata, StateSpec,
+    Argument, CacheSpec, KEPT_SHAPES, LoadedModel, Metadata, Pages, Requests, Runtime,
+    StateMetadata, StateSpec,
 };
 use lowering::ir::{DType, Dim};
 use lowering::plan::{Binding, Plan};
@@ -91,7 +92,7 @@ impl Generator {
             };
             loading.add(path, source)?;
         }
-        let model = loading.finish(loaded.clone(), None)?;
+        let model = loading.finish(loaded.clone(), None, KEPT_SHAPES)?;
         Ok(Generator {
             plan: loaded,
             model,

@@ -31,6 +31,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError("expected a whole number")
+    return int(text)
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
@@ -116,6 +122,12 @@ DISABLE_CACHE = Variable(
     _switch,
     "1 captures and lowers every time, and writes nothing to the plan cache",
 )
+DECODE_SHAPES = Variable(
+    "VLLM_METAL_DECODE_SHAPES",
+    "32",
+    _count,
+    "shapes of decode steps whose graphs are kept and replayed; 0 builds every step anew",
+)
 DEBUG = Variable(
     "VLLM_METAL_DEBUG",
     "0",
@@ -132,6 +144,7 @@ VARIABLES = (
     FALLBACK,
     CACHE_DIR,
     DISABLE_CACHE,
+    DECODE_SHAPES,
     DEBUG,
 )
 

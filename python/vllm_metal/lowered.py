@@ -128,26 +128,65 @@ def log_report(report: Mapping[str, Any]) -> None:
         )
 
 
+class _Step:
+    """A step of a model: run when its logits or its hidden states are first asked for, in one call
+    into the runtime with the logits."""
+
+    def __init__(self, model: Any, inputs: dict[str, torch.Tensor], attention: Any) -> None:
+        self._model = model
+        # vLLM's runner writes the next step's into the same tensors.
+        self._inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+        self._attention = attention
+        self._hidden: Any = None
+        self.num_tokens = len(next(iter(inputs.values())))
+
+    def hidden(self) -> Any:
+        """The lazy hidden states of all tokens."""
+        if self._hidden is None:
+            self._hidden = self._model.step(self._inputs, self._attention)
+        return self._hidden
+
+    def logits(self, rows: torch.Tensor | None) -> torch.Tensor:
+        """float[num_rows, vocab_size] of these tokens, or of all."""
+        if self._hidden is not None:
+            return torch.from_dlpack(self._model.logits(self._hidden, rows))
+        self._hidden, logits = self._model.step_with_logits(self._inputs, self._attention, rows)
+        return torch.utils.dlpack.from_dlpack(logits)
+
+
 class HiddenStates:
     """A step's result, not computed yet: the part of a tensor's interface that vLLM's runner uses
     between forward and sampling. `torch()` computes it."""
 
     device = torch.device("cpu")
 
-    def __init__(self, lazy: Any) -> None:
-        self.lazy = lazy
+    def __init__(self, step: _Step, rows: torch.Tensor | None = None) -> None:
+        """The tokens in `rows`, or all of them."""
+        self._step = step
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._step.num_tokens if self._rows is None else len(self._rows)
+
+    @property
+    def lazy(self) -> Any:
+        hidden = self._step.hidden()
+        return hidden if self._rows is None else hidden.rows(self._rows)
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size(self.lazy.shape)
+        return torch.Size((len(self), *self._step.hidden().shape[1:]))
 
     def __getitem__(self, rows: slice | torch.Tensor) -> "HiddenStates":
         if isinstance(rows, slice):
-            start, stop, step = rows.indices(self.shape[0])
-            if (start, step) == (0, 1):
-                return self if stop == self.shape[0] else HiddenStates(self.lazy.head(stop))
+            start, stop, step = rows.indices(len(self))
+            if (start, stop, step) == (0, len(self), 1):
+                return self
             rows = torch.arange(start, stop, step)
-        return HiddenStates(self.lazy.rows(rows))
+        return HiddenStates(self._step, rows if self._rows is None else self._rows[rows])
+
+    def logits(self) -> torch.Tensor:
+        return self._step.logits(self._rows)
 
     def torch(self) -> torch.Tensor:
         return torch.from_dlpack(self.lazy)
@@ -190,7 +229,9 @@ class LoweredModel:
         self._input_names = frozenset(lowering.plan.inputs("backbone"))
         self.report = lowering.report
         self.layers = lowering.layers
-        self._model = runtime.load(lowering.plan, weights, run_island)
+        shapes = envs.DECODE_SHAPES.value()
+        self._model = runtime.load(lowering.plan, weights, run_island, shapes)
+        self._last: _Step | None = None
 
     def allocate_kv_cache(self, config: KVCacheConfig, kernel_block_sizes: list[int]) -> int:
         """MLX arrays for vLLM's cache layout: layers that vLLM places at the same bytes, with
@@ -236,19 +277,23 @@ class LoweredModel:
         self, input_ids: torch.Tensor, positions: torch.Tensor, attention_metadata: Any
     ) -> HiddenStates:
         """As `step`, with one group of layers and its metadata given."""
-        inputs = self._inputs(input_ids, positions)
         attention = dict.fromkeys(self.plan.layers, attention_metadata)
-        return HiddenStates(self._model.step(inputs, attention))
+        return self._begin(self._inputs(input_ids, positions), attention)
 
     def step(self, input_ids: torch.Tensor, positions: torch.Tensor) -> HiddenStates:
         """Hidden states of a step's tokens under vLLM's current forward context.
 
-        input_ids int32[num_tokens], positions int64[num_tokens]. Nothing is computed yet. Raises
-        ValueError, before anything runs, for an index out of range.
+        input_ids int32[num_tokens], positions int64[num_tokens]. Nothing is computed yet: where
+        they are used, ValueError is raised, before anything runs, for an index out of range.
         """
-        inputs = self._inputs(input_ids, positions)
         attention = _attention(get_forward_context().attn_metadata, input_ids.shape[0])
-        return HiddenStates(self._model.step(inputs, attention))
+        return self._begin(self._inputs(input_ids, positions), attention)
+
+    def _begin(self, inputs: dict[str, torch.Tensor], attention: dict[str, Any]) -> HiddenStates:
+        if self._last is not None:
+            self._last.hidden()  # a step that nobody read still writes its keys and values
+        self._last = _Step(self._model, inputs, attention)
+        return HiddenStates(self._last)
 
     def _inputs(self, input_ids: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         given = {"input_ids": input_ids, "positions": positions}
@@ -256,7 +301,7 @@ class LoweredModel:
 
     def compute_logits(self, hidden: HiddenStates) -> torch.Tensor:
         """float[num_rows, vocab_size] on the CPU; here the step is computed."""
-        return torch.from_dlpack(self._model.logits(hidden.lazy))
+        return hidden.logits()
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -184,8 +184,16 @@ class LoweredModelRunner(MetalModelRunner):
         log_report(lowering.report)
         self.lowered = LoweredModel(self.runtime, lowering, model, release=True)
         # vLLM's runner asks the model for logits; all else it asks for is the torch model's.
-        model.compute_logits = self.lowered.compute_logits  # type: ignore[assignment]
+        model.compute_logits = self._compute_logits  # type: ignore[assignment]
         return model
+
+    def _compute_logits(self, hidden: HiddenStates) -> torch.Tensor:
+        start = time.perf_counter()
+        logits = self.lowered.compute_logits(hidden)
+        if self.debug:
+            milliseconds = (time.perf_counter() - start) * 1e3
+            logger.info("metal: logits of %d tokens in %.2f ms", len(hidden), milliseconds)
+        return logits
 
     def initialize_kv_cache_tensors(
         self,
@@ -207,12 +215,7 @@ class LoweredModelRunner(MetalModelRunner):
     ) -> HiddenStates:
         if input_ids is None or positions is None or inputs_embeds is not None or model_kwargs:
             raise ValueError("inputs other than token ids and positions are not lowered yet")
-        start = time.perf_counter()
-        hidden = self.lowered.step(input_ids, positions)
-        if self.debug:
-            milliseconds = (time.perf_counter() - start) * 1e3
-            logger.info("metal: step of %d tokens built in %.2f ms", len(input_ids), milliseconds)
-        return hidden
+        return self.lowered.step(input_ids, positions)
 
     def _pool(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         return super()._pool(hidden_states.torch(), *args, **kwargs)

@@ -7,7 +7,9 @@ use super::tensor::LazyTensor;
 use crate::runtime::error::Error;
 use crate::runtime::host::HostTensor;
 use crate::runtime::tensor::Tensor;
-use crate::runtime::{Argument, CacheSpec, LayerMetadata, LoadedModel, Pages, Requests, StateSpec};
+use crate::runtime::{
+    Argument, CacheSpec, Head, LayerMetadata, LoadedModel, Pages, Requests, StateSpec,
+};
 use lowering::ir::DType;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyInt, PyTuple};
@@ -58,16 +60,24 @@ impl Model {
     /// Runs the graph `backbone`, lazily: a LazyTensor, or a tuple of them where it has several
     /// results. `attention` maps layer names to their AttentionMetadata or StateMetadata.
     ///
+    /// With `logits`, those of all rows follow.
+    ///
     /// Raises ValueError, before anything runs, where an input does not fit or an id, slot or block
     /// is out of range.
-    #[pyo3(signature = (inputs, attention = None))]
+    #[pyo3(signature = (inputs, attention = None, logits = false))]
     fn step<'py>(
         &self,
         py: Python<'py>,
         inputs: &Bound<'py, PyDict>,
         attention: Option<&Bound<'py, PyDict>>,
+        logits: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.run(py, "backbone", inputs, attention, false)
+        let attention = attention.map(groups).transpose()?.unwrap_or_default();
+        let lazy = lazy_inputs(inputs)?;
+        let arguments = arguments(inputs, &lazy, false)?;
+        let head = if logits { Head::All } else { Head::None };
+        let outputs = py.detach(|| self.model.run_with("backbone", arguments, attention, head))?;
+        results(py, outputs)
     }
 
     /// Runs the graph of that name; see `step`. An int among the inputs is the value of the symbol
@@ -83,31 +93,31 @@ impl Model {
         borrow: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let attention = attention.map(groups).transpose()?.unwrap_or_default();
-        let mut lazy: Vec<(String, Bound<'py, LazyTensor>)> = Vec::new();
-        let mut arguments = Vec::with_capacity(inputs.len());
-        for (name, value) in inputs {
-            let name: String = name.extract()?;
-            if let Ok(size) = value.cast::<PyInt>() {
-                arguments.push((name, Argument::Size(size.extract()?)));
-                continue;
-            }
-            match value.cast_into::<LazyTensor>() {
-                Ok(tensor) => lazy.push((name, tensor)),
-                Err(other) => {
-                    let tensor = dlpack::import(&other.into_inner())?;
-                    let argument = match borrow {
-                        true => Argument::Foreign(tensor),
-                        false => Argument::Host(HostTensor::from(&tensor)),
-                    };
-                    arguments.push((name, argument));
-                }
-            }
-        }
-        for (name, tensor) in &lazy {
-            arguments.push((name.clone(), Argument::Tensor(&tensor.get().tensor)));
-        }
+        let lazy = lazy_inputs(inputs)?;
+        let arguments = arguments(inputs, &lazy, borrow)?;
         let outputs = py.detach(|| self.model.run(graph, arguments, attention))?;
         results(py, outputs)
+    }
+
+    /// Runs the graph `backbone` and the graph `logits` on rows of its result, or on all, and computes
+    /// them, in one call into the runtime: the backbone's result as `step` gives it, and the logits
+    /// as a DLPack capsule of CPU memory.
+    ///
+    /// Raises ValueError, before anything runs, as `step` does and for a row out of range.
+    #[pyo3(signature = (inputs, attention = None, rows = None))]
+    fn step_with_logits<'py>(
+        &self,
+        py: Python<'py>,
+        inputs: &Bound<'py, PyDict>,
+        attention: Option<&Bound<'py, PyDict>>,
+        rows: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+        let attention = attention.map(groups).transpose()?.unwrap_or_default();
+        let lazy = lazy_inputs(inputs)?;
+        let arguments = arguments(inputs, &lazy, false)?;
+        let rows = rows.map(dlpack::integers).transpose()?;
+        let (hidden, logits) = py.detach(|| self.model.step(arguments, attention, rows))?;
+        Ok((results(py, hidden)?, dlpack::capsule(py, logits)?))
     }
 
     /// Runs the graph `logits` on rows of a step's result, or on all, still lazily.
@@ -125,6 +135,44 @@ impl Model {
         let outputs = py.detach(|| self.model.logits(hidden, rows))?;
         results(py, outputs)
     }
+}
+
+type LazyInputs<'py> = Vec<(String, Bound<'py, LazyTensor>)>;
+
+fn lazy_inputs<'py>(inputs: &Bound<'py, PyDict>) -> PyResult<LazyInputs<'py>> {
+    let mut lazy = Vec::new();
+    for (name, value) in inputs {
+        if let Ok(tensor) = value.cast_into::<LazyTensor>() {
+            lazy.push((name.extract()?, tensor));
+        }
+    }
+    Ok(lazy)
+}
+
+/// A run's inputs; `lazy` are those of them that are LazyTensors.
+fn arguments<'a>(
+    inputs: &Bound<'_, PyDict>,
+    lazy: &'a LazyInputs<'_>,
+    borrow: bool,
+) -> PyResult<Vec<(String, Argument<'a>)>> {
+    let mut arguments = Vec::with_capacity(inputs.len());
+    for (name, value) in inputs {
+        let name: String = name.extract()?;
+        if let Ok(size) = value.cast::<PyInt>() {
+            arguments.push((name, Argument::Size(size.extract()?)));
+        } else if value.cast::<LazyTensor>().is_err() {
+            let tensor = dlpack::import(&value)?;
+            let argument = match borrow {
+                true => Argument::Foreign(tensor),
+                false => Argument::Host(HostTensor::from(&tensor)),
+            };
+            arguments.push((name, argument));
+        }
+    }
+    for (name, tensor) in lazy {
+        arguments.push((name.clone(), Argument::Tensor(&tensor.get().tensor)));
+    }
+    Ok(arguments)
 }
 
 fn results(py: Python<'_>, outputs: Vec<Tensor>) -> PyResult<Bound<'_, PyAny>> {

@@ -78,6 +78,19 @@ impl Runtime {
         Ok((meter.calls, meter.time.as_secs_f64()))
     }
 
+    /// Counts since the start: `calls` that waited for the runtime's thread, `evaluations` that it
+    /// waited for MLX, and how its models' steps came about: `direct`, `traced`, `replayed`.
+    fn counters(&self, py: Python<'_>) -> PyResult<BTreeMap<&'static str, u64>> {
+        let counters = py.detach(|| self.runtime.counters())?;
+        Ok(BTreeMap::from([
+            ("calls", counters.calls),
+            ("evaluations", counters.evaluations),
+            ("direct", counters.builds.direct),
+            ("traced", counters.builds.traced),
+            ("replayed", counters.builds.replayed),
+        ]))
+    }
+
     /// Copies a tensor to MLX.
     fn upload(&self, py: Python<'_>, tensor: &Bound<'_, PyAny>) -> PyResult<LazyTensor> {
         let host = dlpack::host(tensor)?;
@@ -113,14 +126,16 @@ impl Runtime {
     /// MLX takes no foreign memory, each is copied and let go before the next is asked for. `islands(target, arguments_json, operands)` runs the nodes
     /// that were not lowered: operands are DLPack capsules, results are tensors.
     ///
-    /// Raises ValueError for a parameter that is missing or not as the plan says.
-    #[pyo3(signature = (plan, parameters, islands = None))]
+    /// The graphs of `kept_shapes` shapes of decode steps are kept and replayed; 0 builds every step
+    /// anew. Raises ValueError for a parameter that is missing or not as the plan says.
+    #[pyo3(signature = (plan, parameters, islands = None, kept_shapes = runtime::KEPT_SHAPES))]
     fn load(
         &self,
         py: Python<'_>,
         plan: &Plan,
         parameters: &Bound<'_, PyAny>,
         islands: Option<Py<PyAny>>,
+        kept_shapes: usize,
     ) -> PyResult<Model> {
         let loading = py.detach(|| self.runtime.begin_loading())?;
         for path in required(&plan.plan) {
@@ -135,7 +150,7 @@ impl Runtime {
         let islands =
             islands.map(|callable| Box::new(PythonIslands(callable)) as Box<dyn IslandRunner>);
         let plan = plan.plan.clone();
-        let model = py.detach(|| loading.finish(plan, islands))?;
+        let model = py.detach(|| loading.finish(plan, islands, kept_shapes))?;
         Ok(Model { model })
     }
 }

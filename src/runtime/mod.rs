@@ -12,12 +12,16 @@ mod inputs;
 pub mod island;
 pub mod kernels;
 mod kv_cache;
+mod loaded_model;
 pub mod memory;
 mod mlx;
 mod model;
+mod operands;
 mod owner;
+mod replay;
 mod state;
 mod step;
+mod step_graph;
 pub mod tensor;
 #[cfg(test)]
 mod testing;
@@ -26,7 +30,10 @@ mod tests;
 pub mod weights;
 
 pub use attention::{Metadata, Pages};
-pub use handle::{Argument, LayerMetadata, LoadedModel, Loading, Requests, Runtime};
+pub use handle::{Loading, Runtime};
 pub use kv_cache::CacheSpec;
+pub use loaded_model::{Argument, LayerMetadata, LoadedModel, Requests};
 pub use mlx::Device;
+pub use model::Head;
+pub use replay::KEPT_SHAPES;
 pub use state::{StateMetadata, StateSpec};

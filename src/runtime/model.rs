@@ -10,9 +10,12 @@ use super::inputs::{Input, bind};
 use super::island::IslandRunner;
 use super::kv_cache::{CacheSpec, KvCache};
 use super::mlx::{Array, Mlx};
+use super::operands::{Operands, int_array};
 use super::owner::Owner;
+use super::replay::{Builds, Replays};
 use super::state::{StateCaches, StateSpec};
-use super::step::{Caches, Layers, StepEffects, StepMetadata};
+use super::step::{Caches, Layers, StepMetadata};
+use super::step_graph::{Changing, Parts, step_of};
 use super::weights::{LoadReport, Parameters};
 use lowering::ir::Op;
 use lowering::plan::{GraphPlan, Plan, StateLayer, Step};
@@ -26,12 +29,29 @@ pub struct Model {
     state_layers: Vec<StateLayer>,
     caches: Caches,
     islands: Option<Box<dyn IslandRunner>>,
+    replays: Replays,
 }
 
-struct Prepared {
-    graph: Graph,
+/// The graph from a step's result to its logits.
+pub const LOGITS: &str = "logits";
+
+/// Whether logits are computed with a step.
+pub enum Head {
+    /// Of no row.
+    None,
+    /// Of all rows.
+    All,
+    /// Of these.
+    Rows(Vec<i64>),
+}
+
+/// A graph with what is known of it.
+pub struct Prepared {
+    pub graph: Graph,
+    /// Whether PyTorch runs a part of it.
+    pub has_islands: bool,
     /// See [`input_bounds`].
-    bounds: Vec<Option<i64>>,
+    pub bounds: Vec<Option<i64>>,
     /// Layers whose attention the graph runs.
     layers: Vec<usize>,
     /// State layers that it runs.
@@ -39,12 +59,14 @@ struct Prepared {
 }
 
 impl Model {
-    /// Binds the plan's parameters, runs its folds and prepares its layers.
+    /// Binds the plan's parameters, runs its folds and prepares its layers. Graphs of `kept_shapes`
+    /// shapes of decode steps are kept.
     pub fn load(
         mlx: &Mlx,
         plan: Plan,
         mut parameters: Parameters,
         islands: Option<Box<dyn IslandRunner>>,
+        kept_shapes: usize,
     ) -> Result<(Model, LoadReport)> {
         let mut layers = Vec::with_capacity(plan.layers.len());
         for layer in plan.layers {
@@ -60,6 +82,7 @@ impl Model {
         for graph in plan.graphs {
             let arrays = parameters.of_graph(mlx, &graph)?;
             graphs.push(Prepared {
+                has_islands: has_islands(&graph),
                 bounds: input_bounds(&graph),
                 layers: attention_layers(&graph),
                 state_layers: state_layers(&graph),
@@ -74,6 +97,7 @@ impl Model {
                 state_layers: plan.state_layers,
                 caches: Caches::default(),
                 islands,
+                replays: Replays::new(kept_shapes),
             },
             report,
         ))
@@ -87,6 +111,7 @@ impl Model {
         states: &[StateSpec],
     ) -> Result<usize> {
         self.caches = Caches::default();
+        self.replays.clear();
         let attention = KvCache::allocate(mlx, &self.layers, specs)?;
         let state = StateCaches::allocate(mlx, &self.state_layers, states)?;
         let nbytes = attention.nbytes() + state.nbytes();
@@ -119,26 +144,15 @@ impl Model {
 
     /// Names of a graph's inputs.
     pub fn input_names(&self, graph: &str) -> Result<Vec<String>> {
-        let plan = &self.graph(graph)?.graph.plan;
+        let plan = &find(&self.graphs, graph)?.graph.plan;
         Ok(plan.inputs.iter().map(|input| input.name.clone()).collect())
     }
 
-    fn graph(&self, name: &str) -> Result<&Prepared> {
-        self.graphs
-            .iter()
-            .find(|prepared| prepared.graph.plan.name == name)
-            .ok_or_else(|| Error::UnknownGraph {
-                name: name.to_owned(),
-                known: self
-                    .graphs
-                    .iter()
-                    .map(|prepared| prepared.graph.plan.name.clone())
-                    .collect(),
-            })
-    }
-
-    /// Builds one run of a graph, lazily. Everything that indexes memory is checked first; where a
-    /// check or the building fails, the caches stay as they were.
+    /// Builds one run of a graph, lazily, and with `head` that of the graph [`LOGITS`] on its result.
+    /// Everything that indexes memory is checked first; where a check or the building fails, the
+    /// caches stay as they were.
+    ///
+    /// Results are those of the graph, then those of the head.
     pub fn run(
         &mut self,
         mlx: &Mlx,
@@ -146,24 +160,24 @@ impl Model {
         name: &str,
         inputs: HashMap<String, Input>,
         metadata: &StepMetadata,
+        head: Head,
     ) -> Result<Vec<Array>> {
-        self.graph(name)?;
         let Model {
             graphs,
             layers,
             state_layers,
             caches,
             islands,
+            replays,
         } = self;
+        let prepared = find(graphs, name)?;
+        let head_graph = match head {
+            Head::None => None,
+            Head::All | Head::Rows(_) => Some(find(graphs, LOGITS)?),
+        };
         let all = Layers {
             attention: layers,
             state: state_layers,
-        };
-        let Some(prepared) = graphs
-            .iter()
-            .find(|prepared| prepared.graph.plan.name == name)
-        else {
-            return Err(Error::Internal(format!("graph {name:?} vanished")));
         };
         let bound = bind(mlx, &prepared.graph.plan, &prepared.bounds, inputs)?;
         if !prepared.layers.is_empty() {
@@ -174,12 +188,32 @@ impl Model {
             let (used, states) = (&prepared.state_layers, caches.state.as_ref());
             metadata.check_states(all, used, states, bound.num_tokens)?;
         }
-        let mut effects = StepEffects::new(mlx, owner, all, caches, metadata, islands.as_deref());
-        let outputs = prepared
-            .graph
-            .run(mlx, &bound.symbols, bound.arrays, &mut effects)?;
-        effects.commit();
-        Ok(outputs)
+        let used = [&prepared.layers[..], &prepared.state_layers[..]];
+        let operands = Operands::new(mlx, all, used, caches, metadata, bound.num_tokens)?;
+        let parts = Parts {
+            mlx,
+            owner,
+            graph: prepared,
+            head: head_graph,
+            layers: all,
+            islands: islands.as_deref(),
+            symbols: &bound.symbols,
+            num_tokens: bound.num_tokens,
+        };
+        let changing = Changing {
+            inputs: bound.arrays,
+            rows: match head {
+                Head::Rows(rows) => Some(checked_rows(&rows, bound.num_tokens)?),
+                Head::None | Head::All => None,
+            },
+            operands,
+        };
+        step_of(&parts, changing, caches, replays)
+    }
+
+    /// How steps came about since loading.
+    pub fn builds(&self) -> Builds {
+        self.replays.builds
     }
 
     /// Whether a cache holds a step that is not evaluated.
@@ -206,6 +240,43 @@ impl Model {
             .array
             .clone())
     }
+}
+
+fn find<'a>(graphs: &'a [Prepared], name: &str) -> Result<&'a Prepared> {
+    let named = |prepared: &&Prepared| prepared.graph.plan.name == name;
+    graphs
+        .iter()
+        .find(named)
+        .ok_or_else(|| Error::UnknownGraph {
+            name: name.to_owned(),
+            known: graphs
+                .iter()
+                .map(|prepared| prepared.graph.plan.name.clone())
+                .collect(),
+        })
+}
+
+fn has_islands(graph: &GraphPlan) -> bool {
+    let is_island = |op: &Op| matches!(op, Op::Island { .. });
+    let in_regions = graph.regions.iter().flat_map(|region| &region.instructions);
+    in_regions.map(|instruction| &instruction.op).any(is_island)
+        || graph.steps.iter().any(|step| match step {
+            Step::Effect { op, .. } => is_island(op),
+            Step::Call { .. } => false,
+        })
+}
+
+fn checked_rows(rows: &[i64], num_tokens: usize) -> Result<Array> {
+    let outside = rows
+        .iter()
+        .find(|row| !(0..num_tokens as i64).contains(row));
+    if let Some(row) = outside {
+        return Err(Error::Tensor(format!(
+            "row {row} of a step of {num_tokens} tokens"
+        )));
+    }
+    let rows: Vec<i32> = rows.iter().map(|row| *row as i32).collect();
+    int_array(&rows)
 }
 
 fn attention_layers(graph: &GraphPlan) -> Vec<usize> {

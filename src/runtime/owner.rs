@@ -10,9 +10,13 @@ use super::weights::Parameters;
 use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
+
+/// MLX walks a graph that it compiles by recursion, as deep as the model.
+const STACK_BYTES: usize = 256 << 20;
 
 type Job = Box<dyn FnOnce(&mut State) + Send>;
 
@@ -59,6 +63,7 @@ pub struct Owner {
     sender: Sender<Message>,
     thread: Mutex<Option<JoinHandle<()>>>,
     thread_id: ThreadId,
+    calls: AtomicU64,
 }
 
 impl Owner {
@@ -71,6 +76,7 @@ impl Owner {
         let (ready, started) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("vllm-metal".to_owned())
+            .stack_size(STACK_BYTES)
             .spawn(move || match Mlx::new(device) {
                 Ok(mlx) => {
                     let _ = ready.send(Ok(()));
@@ -89,6 +95,7 @@ impl Owner {
             sender,
             thread: Mutex::new(Some(thread)),
             thread_id,
+            calls: AtomicU64::new(0),
         }))
     }
 
@@ -104,6 +111,7 @@ impl Owner {
         if std::thread::current().id() == self.thread_id {
             return Err(Error::Reentrant);
         }
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let (reply, result) = sync_channel(1);
         let job: Job = Box::new(move |state| {
             let outcome = catch_unwind(AssertUnwindSafe(|| work(state)))
@@ -115,6 +123,11 @@ impl Owner {
             .send(Message::Run(job))
             .map_err(|_| Error::Closed)?;
         result.recv().map_err(|_| Error::Closed)?
+    }
+
+    /// How often somebody waited for the thread.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
     }
 
     /// Runs a closure on the thread some time; where the thread has ended, drops it here.

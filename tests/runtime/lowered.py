@@ -75,6 +75,7 @@ def lower(
     name: str,
     dtype: str = "float32",
     change: Mapping[str, float] | None = None,
+    kept_shapes: int = 32,
 ) -> Lowered:
     """Capture, lower and load the tiny model of that name with random weights, or with all elements
     of some weights changed to a number."""
@@ -84,6 +85,7 @@ def lower(
     for path, value in (change or {}).items():
         torch_model.get_parameter(path).data.fill_(value)
     plan = core.lower(captured.document, {"refuse_fallback": True})
-    model = runtime.load(plan, {**captured.buffers, **dict(torch_model.named_parameters())})
+    parameters = {**captured.buffers, **dict(torch_model.named_parameters())}
+    model = runtime.load(plan, parameters, kept_shapes=kept_shapes)
     model.allocate_kv_cache(dict.fromkeys(plan.layers, (NUM_BLOCKS, BLOCK_SIZE, dtype)))
     return Lowered(torch_model, vllm_config, plan, model)

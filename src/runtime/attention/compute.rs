@@ -94,6 +94,11 @@ impl Layer {
             && !self.plan.value_in_key
     }
 
+    /// Whether it attends over the step's own tokens, without a cache.
+    pub fn is_encoder(&self) -> bool {
+        matches!(self.plan.attn_type.as_str(), "encoder" | "encoder_only")
+    }
+
     /// Elements of a cache row `[kv_heads, head_size + head_size_v]`, or `[kv_heads, head_size]` where
     /// values are part of the keys.
     pub fn row_shape(&self) -> [i32; 2] {

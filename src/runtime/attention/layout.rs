@@ -22,6 +22,15 @@ pub struct Batch {
     pub mask: Mask,
 }
 
+/// Rows of a request that count as decoding: one token, or a few that are verified.
+const MAX_DECODE_ROWS: usize = 8;
+
+/// Keys that a batch of decodes is padded to, so that consecutive steps have the same shapes:
+/// multiples of 64, from 512 keys on of an eighth of the power of two below.
+fn padded_keys(keys: usize) -> usize {
+    keys.next_multiple_of(64.max((keys + 1).next_power_of_two() / 16))
+}
+
 /// All batches of a step for layers of one kind.
 pub struct Layout {
     pub batches: Vec<Batch>,
@@ -48,6 +57,8 @@ impl Layout {
                 .map(|piece| piece.keys.len())
                 .max()
                 .unwrap_or(0);
+            let decodes = kind.source != Source::Step && rows <= MAX_DECODE_ROWS;
+            let keys = if decodes { padded_keys(keys) } else { keys };
             let mut query_rows = Vec::with_capacity(group.len() * rows);
             for piece in group {
                 for row in 0..rows {
@@ -64,13 +75,47 @@ impl Layout {
                 keys: keys as i32,
                 query_rows: indices(query_rows, num_tokens)?,
                 key_rows: key_rows(metadata, kind, group, keys)?,
-                mask: mask(kind, group, rows, keys)?,
+                mask: mask(kind, group, rows, keys, decodes)?,
             });
         }
         Ok(Layout {
             batches,
             result_rows: indices(result_rows, next_row as usize)?,
         })
+    }
+
+    /// Whether every request decodes.
+    pub fn is_decode(&self) -> bool {
+        let mut batches = self.batches.iter();
+        batches.all(|batch| batch.rows <= MAX_DECODE_ROWS as i32)
+    }
+
+    /// The arrays, which differ between steps of one shape.
+    pub fn arrays_mut(&mut self) -> impl Iterator<Item = &mut Array> {
+        let batches = self.batches.iter_mut().flat_map(|batch| {
+            let mask = match &mut batch.mask {
+                Mask::Array(mask) => Some(mask),
+                Mask::None | Mask::Causal => None,
+            };
+            let rows = batch.query_rows.iter_mut();
+            rows.chain([&mut batch.key_rows]).chain(mask)
+        });
+        batches.chain(&mut self.result_rows)
+    }
+
+    /// All that decides the graph of an attention but the shapes and dtypes of the arrays.
+    pub fn shape(&self) -> impl Iterator<Item = i32> {
+        let batches = self.batches.iter().flat_map(|batch| {
+            let mask = match batch.mask {
+                Mask::None => 0,
+                Mask::Causal => 1,
+                Mask::Array(_) => 2,
+            };
+            let is_gathered = i32::from(batch.query_rows.is_some());
+            [batch.size, batch.rows, batch.keys, is_gathered, mask]
+        });
+        let is_gathered = i32::from(self.result_rows.is_some());
+        batches.chain([is_gathered, self.batches.len() as i32])
     }
 }
 

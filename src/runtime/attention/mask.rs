@@ -16,12 +16,13 @@ pub enum Mask {
     Array(Array),
 }
 
-/// The mask of pieces padded to `rows` queries and `keys` keys.
-pub fn mask(kind: &Kind, pieces: &[Piece], rows: usize, keys: usize) -> Result<Mask> {
+/// The mask of pieces padded to `rows` queries and `keys` keys. With `always` it is an array even
+/// where one could do without.
+pub fn mask(kind: &Kind, pieces: &[Piece], rows: usize, keys: usize, always: bool) -> Result<Mask> {
     let padded = pieces
         .iter()
         .any(|piece| piece.keys.len() != keys || piece.rows.len() != rows);
-    if kind.alibi_slopes.is_none() && !padded {
+    if kind.alibi_slopes.is_none() && !padded && !always {
         if pieces.iter().all(|piece| sees_all(kind, piece)) {
             return Ok(Mask::None);
         }

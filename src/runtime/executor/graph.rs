@@ -68,7 +68,8 @@ impl Graph {
             .regions
             .iter()
             .map(|region| region.instructions.iter().map(constant).collect())
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<Vec<Option<Array>>>>>()?;
+        mlx.eval(constants.iter().flatten().flatten())?;
         Ok(Graph {
             plan,
             parameters,

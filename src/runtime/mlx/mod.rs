@@ -7,6 +7,7 @@
 //! through [`Mlx::make`].
 
 mod array;
+mod compiled;
 mod convolution;
 mod error;
 mod index;
@@ -15,6 +16,7 @@ mod ops;
 mod stream;
 
 pub use array::{data_pointer, dtype, foreign_array, host_array, is_contiguous, scalar};
+pub use compiled::Compiled;
 pub use convolution::Windows;
 pub use error::{MlxError, MlxResult};
 pub use metal_kernel::MetalKernel;

@@ -23,6 +23,7 @@ pub struct Mlx {
     stream: mlx_sys::mlx_stream,
     device: Device,
     meter: Cell<Option<Meter>>,
+    evaluations: Cell<u64>,
 }
 
 /// Calls of functions that build arrays, and the time inside MLX that they took.
@@ -68,12 +69,18 @@ impl Mlx {
             stream,
             device,
             meter: Cell::new(None),
+            evaluations: Cell::new(0),
         })
     }
 
     /// The device of the stream.
     pub fn device(&self) -> Device {
         self.device
+    }
+
+    /// How often arrays were computed and waited for since the start.
+    pub fn evaluations(&self) -> u64 {
+        self.evaluations.get()
     }
 
     /// Starts a count of the calls into MLX, or ends it; gives what was counted until now.
@@ -90,14 +97,7 @@ impl Mlx {
         let mut out = mlx_sys::mlx_array {
             ctx: std::ptr::null_mut(),
         };
-        let start = self.meter.get().map(|_| Instant::now());
-        let status = build(&mut out, self.stream);
-        if let (Some(start), Some(meter)) = (start, self.meter.get()) {
-            self.meter.set(Some(Meter {
-                calls: meter.calls + 1,
-                time: meter.time + start.elapsed(),
-            }));
-        }
+        let status = self.metered(|| build(&mut out, self.stream));
         if status == 0 {
             // SAFETY: on success `out` owns a new array that nobody else frees.
             Ok(unsafe { Array::from_ptr(out) })
@@ -113,21 +113,28 @@ impl Mlx {
         build: impl FnOnce(*mut mlx_sys::mlx_vector_array, mlx_sys::mlx_stream) -> c_int,
     ) -> MlxResult<Vec<Array>> {
         let mut list = Vector::new([]);
-        let start = self.meter.get().map(|_| Instant::now());
-        let status = build(&mut list.0, self.stream);
-        if let (Some(start), Some(meter)) = (start, self.meter.get()) {
-            self.meter.set(Some(Meter {
-                calls: meter.calls + 1,
-                time: meter.time + start.elapsed(),
-            }));
-        }
-        check(status)?;
+        check(self.metered(|| build(&mut list.0, self.stream)))?;
         (0..count).map(|index| list.get(index)).collect()
+    }
+
+    /// Counts one call into MLX and its time, where a count is on.
+    pub(super) fn metered<R>(&self, call: impl FnOnce() -> R) -> R {
+        let Some(meter) = self.meter.get() else {
+            return call();
+        };
+        let start = Instant::now();
+        let result = call();
+        self.meter.set(Some(Meter {
+            calls: meter.calls + 1,
+            time: meter.time + start.elapsed(),
+        }));
+        result
     }
 
     /// Computes the arrays and waits for them.
     pub fn eval<'a>(&self, arrays: impl IntoIterator<Item = &'a Array>) -> MlxResult<()> {
         let vector = Vector::new(arrays);
+        self.evaluations.set(self.evaluations.get() + 1);
         // SAFETY: the vector lives during the call.
         check(unsafe { mlx_sys::mlx_eval(vector.0) })
     }
@@ -162,6 +169,18 @@ impl Vector {
         let handles: Vec<mlx_sys::mlx_array> = arrays.into_iter().map(Array::as_ptr).collect();
         // SAFETY: the handles are live arrays, and MLX copies them.
         Vector(unsafe { mlx_sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len()) })
+    }
+
+    /// Runs a function on a list that somebody else frees.
+    pub fn borrowed<R>(list: mlx_sys::mlx_vector_array, read: impl FnOnce(&Vector) -> R) -> R {
+        read(&std::mem::ManuallyDrop::new(Vector(list)))
+    }
+
+    /// All arrays, as handles of their own.
+    pub fn arrays(&self) -> MlxResult<Vec<Array>> {
+        // SAFETY: a live list.
+        let length = unsafe { mlx_sys::mlx_vector_array_size(self.0) };
+        (0..length).map(|index| self.get(index)).collect()
     }
 
     /// The array of that index, as a handle of its own.

@@ -26,6 +26,9 @@ pub struct Batch {
     pub write_slots: Array,
 }
 
+/// Tokens of a request that count as decoding.
+const MAX_DECODE_TOKENS: i32 = 8;
+
 /// The batches of a step. Layers of one KV-cache group share them.
 pub struct Batches {
     pub batches: Vec<Batch>,
@@ -65,6 +68,37 @@ fn groups(metadata: &StateMetadata) -> Vec<Vec<usize>> {
 }
 
 impl Batches {
+    /// Whether every request decodes.
+    pub fn is_decode(&self) -> bool {
+        let mut batches = self.batches.iter();
+        batches.all(|batch| batch.length <= MAX_DECODE_TOKENS)
+    }
+
+    /// The arrays, which differ between steps of one shape.
+    pub fn arrays_mut(&mut self) -> impl Iterator<Item = &mut Array> {
+        let batches = self.batches.iter_mut().flat_map(|batch| {
+            let optional = [&mut batch.rows, &mut batch.valid, &mut batch.has_state];
+            let slots = [&mut batch.read_slots, &mut batch.write_slots];
+            optional.into_iter().flatten().chain(slots)
+        });
+        batches.chain(&mut self.result_rows)
+    }
+
+    /// All that decides the graph of a recurrence but the shapes and dtypes of the arrays.
+    pub fn shape(&self) -> impl Iterator<Item = i32> {
+        let batches = self.batches.iter().flat_map(|batch| {
+            let given = [&batch.rows, &batch.valid, &batch.has_state];
+            let given = given.map(|array| i32::from(array.is_some()));
+            let lengths = batch.lengths.iter().flatten().copied();
+            given
+                .into_iter()
+                .chain([batch.size, batch.length])
+                .chain(lengths)
+        });
+        let is_gathered = i32::from(self.result_rows.is_some());
+        batches.chain([is_gathered, self.batches.len() as i32])
+    }
+
     /// The batches of metadata that was checked.
     pub fn new(metadata: &StateMetadata, num_tokens: usize) -> Result<Batches> {
         let mut batches = Vec::new();

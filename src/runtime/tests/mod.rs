@@ -271,7 +271,7 @@ fn load(
     for (path, source) in sources {
         loading.add(path, source)?;
     }
-    loading.finish(plan, islands)
+    loading.finish(plan, islands, crate::runtime::KEPT_SHAPES)
 }
 
 fn loaded(runtime: &Runtime) -> LoadedModel {

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What other threads hold of a model: its steps.
+
+use super::attention::Metadata;
+use super::dlpack::Imported;
+use super::error::{Error, Result};
+use super::host::HostTensor;
+use super::inputs::Input;
+use super::kv_cache::CacheSpec;
+use super::mlx::Array;
+use super::model::{Head, LOGITS, Model};
+use super::owner::{Owner, State};
+use super::state::{StateMetadata, StateSpec};
+use super::step::StepMetadata;
+use super::tensor::{self, Exported, Tensor};
+use super::weights::LoadReport;
+use std::sync::Arc;
+
+/// A model in a [`super::Runtime`]. Dropping it frees the model.
+pub struct LoadedModel {
+    pub(super) id: u64,
+    pub(super) owner: Arc<Owner>,
+    /// What loading did.
+    pub report: LoadReport,
+}
+
+/// One input of a run, from any thread.
+pub enum Argument<'a> {
+    /// Copied to MLX.
+    Host(HostTensor),
+    /// Used where it lies, if MLX can; it must not change before the results are evaluated.
+    Foreign(Imported),
+    /// Built before, perhaps not evaluated.
+    Tensor(&'a Tensor),
+    /// The value of the symbol of that name.
+    Size(i64),
+}
+
+/// A step's requests as the layers of one kind see them.
+#[derive(Clone)]
+pub enum Requests {
+    /// Of attention layers.
+    Attention(Arc<Metadata>),
+    /// Of state layers.
+    State(Arc<StateMetadata>),
+}
+
+/// A step's requests and the layers that they are for, by vLLM's names.
+pub type LayerMetadata = (Vec<String>, Requests);
+impl LoadedModel {
+    /// Allocates the KV caches, replacing earlier ones; returns their bytes.
+    pub fn allocate_kv_cache(
+        &self,
+        specs: Vec<CacheSpec>,
+        states: Vec<StateSpec>,
+    ) -> Result<usize> {
+        self.with(move |model, state| model.allocate_kv_cache(&state.mlx, &specs, &states))
+    }
+
+    /// Runs a graph, lazily. A step that is not evaluated yet is evaluated first, so that its caches
+    /// can be updated in place.
+    pub fn run(
+        &self,
+        graph: &str,
+        inputs: Vec<(String, Argument)>,
+        attention: Vec<LayerMetadata>,
+    ) -> Result<Vec<Tensor>> {
+        self.run_with(graph, inputs, attention, Head::None)
+    }
+
+    /// As `run`; the logits that `head` asks for follow the graph's results.
+    pub fn run_with(
+        &self,
+        graph: &str,
+        inputs: Vec<(String, Argument)>,
+        attention: Vec<LayerMetadata>,
+        head: Head,
+    ) -> Result<Vec<Tensor>> {
+        let graph = graph.to_owned();
+        let inputs = sent(inputs);
+        let owner = self.owner.clone();
+        self.with(move |model, state| {
+            let outputs = run(model, state, &owner, &graph, inputs, attention, head)?;
+            handles(state, &owner, outputs)
+        })
+    }
+
+    /// Runs the graph `backbone` and the graph `logits` on rows of its result, on all without
+    /// `rows`, and computes them: one message to the thread and one evaluation.
+    ///
+    /// # Errors
+    /// As [`LoadedModel::run`] and [`LoadedModel::logits`], before anything runs.
+    pub fn step(
+        &self,
+        inputs: Vec<(String, Argument)>,
+        attention: Vec<LayerMetadata>,
+        rows: Option<Vec<i64>>,
+    ) -> Result<(Vec<Tensor>, Exported)> {
+        const GRAPH: &str = "backbone";
+        let inputs = sent(inputs);
+        let owner = self.owner.clone();
+        let head = rows.map_or(Head::All, Head::Rows);
+        self.with(move |model, state| {
+            let mut outputs = run(model, state, &owner, GRAPH, inputs, attention, head)?;
+            let logits = outputs.pop().ok_or(Error::Closed)?;
+            // This model is not among the state's while it runs.
+            state
+                .mlx
+                .eval([&logits].into_iter().chain(model.dirty_arrays()))?;
+            model.mark_evaluated();
+            let logits = tensor::export_evaluated(&state.mlx, &owner, logits)?;
+            Ok((handles(state, &owner, outputs)?, logits))
+        })
+    }
+
+    /// Runs the graph `logits` on rows of `hidden`, continuing its lazy graph.
+    ///
+    /// # Errors
+    /// A row out of range, or a plan whose logits graph has several inputs.
+    pub fn logits(&self, hidden: &Tensor, rows: Option<Vec<i64>>) -> Result<Vec<Tensor>> {
+        let rows = rows.map(|rows| hidden.check_rows(&rows)).transpose()?;
+        let (hidden, owner) = (hidden.id(), self.owner.clone());
+        self.with(move |model, state| {
+            let array = tensor::find(state, hidden)?;
+            let array = match rows {
+                Some(rows) => tensor::take_rows(&state.mlx, array, &rows)?,
+                None => array.clone(),
+            };
+            let names = model.input_names(LOGITS)?;
+            let inputs = names
+                .into_iter()
+                .next()
+                .map(|name| (name, Input::Array(array)));
+            let inputs = inputs.into_iter().collect();
+            let metadata = StepMetadata::default();
+            let mlx = &state.mlx;
+            let outputs = model.run(mlx, &owner, LOGITS, inputs, &metadata, Head::None)?;
+            handles(state, &owner, outputs)
+        })
+    }
+
+    /// A copy of a layer's cache rows `[(num_blocks + 1) * block_size, kv_heads, head_size +
+    /// head_size_v]`, for tests and debugging.
+    pub fn cache_rows(&self, layer: &str) -> Result<HostTensor> {
+        let layer = layer.to_owned();
+        self.with(move |model, state| {
+            settle(model, state)?;
+            tensor::copy_out(&model.cache_rows(model.layer(&layer).unwrap_or(usize::MAX))?)
+        })
+    }
+
+    /// Address of a layer's cache, which a step must not change.
+    pub fn cache_address(&self, layer: &str) -> Result<usize> {
+        let layer = layer.to_owned();
+        self.with(move |model, state| {
+            settle(model, state)?;
+            let array = model.cache_rows(model.layer(&layer).unwrap_or(usize::MAX))?;
+            Ok(super::mlx::data_pointer(&array)? as usize)
+        })
+    }
+
+    /// Runs a closure with the model taken out of the state, so that both can be used.
+    fn with<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Model, &mut State) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        let id = self.id;
+        self.owner.call(move |state| {
+            let mut model = state.models.remove(&id).ok_or(Error::Closed)?;
+            let result = work(&mut model, state);
+            state.models.insert(id, model);
+            result
+        })
+    }
+}
+
+impl Drop for LoadedModel {
+    fn drop(&mut self) {
+        let id = self.id;
+        self.owner.post(move |state| drop(state.models.remove(&id)));
+    }
+}
+
+fn handles(state: &mut State, owner: &Arc<Owner>, arrays: Vec<Array>) -> Result<Vec<Tensor>> {
+    let mut handle = |array| Tensor::new(state, owner, array);
+    arrays.into_iter().map(&mut handle).collect()
+}
+
+fn run(
+    model: &mut Model,
+    state: &mut State,
+    owner: &Arc<Owner>,
+    graph: &str,
+    inputs: Vec<(String, Sent)>,
+    attention: Vec<LayerMetadata>,
+    head: Head,
+) -> Result<Vec<Array>> {
+    if model.is_dirty() {
+        settle(model, state)?;
+    }
+    let inputs = inputs
+        .into_iter()
+        .map(|(name, sent)| Ok((name, sent.receive(state)?)))
+        .collect::<Result<_>>()?;
+    let metadata = by_layer(model, attention);
+    model.run(&state.mlx, owner, graph, inputs, &metadata, head)
+}
+
+/// Evaluates a model's caches with everything lazy, which may read them.
+fn settle(model: &mut Model, state: &mut State) -> Result<()> {
+    let arrays: Vec<Array> = state.tensors.values().cloned().collect();
+    state.mlx.eval(arrays.iter().chain(model.dirty_arrays()))?;
+    model.mark_evaluated();
+    Ok(())
+}
+
+fn by_layer(model: &Model, attention: Vec<LayerMetadata>) -> StepMetadata {
+    let mut metadata = StepMetadata {
+        groups: Vec::with_capacity(attention.len()),
+        group_of_layer: vec![None; model.num_layers()],
+        state_groups: Vec::new(),
+        group_of_state_layer: vec![None; model.num_state_layers()],
+    };
+    // A layer that the plan does not run needs none.
+    for (names, of_group) in attention {
+        match of_group {
+            Requests::Attention(of_group) => {
+                for index in names.iter().filter_map(|name| model.layer(name)) {
+                    metadata.group_of_layer[index] = Some(metadata.groups.len());
+                }
+                metadata.groups.push(of_group);
+            }
+            Requests::State(of_group) => {
+                for index in names.iter().filter_map(|name| model.state_layer(name)) {
+                    metadata.group_of_state_layer[index] = Some(metadata.state_groups.len());
+                }
+                metadata.state_groups.push(of_group);
+            }
+        }
+    }
+    metadata
+}
+
+fn sent(inputs: Vec<(String, Argument)>) -> Vec<(String, Sent)> {
+    let inputs = inputs.into_iter();
+    inputs
+        .map(|(name, argument)| (name, Sent::new(argument)))
+        .collect()
+}
+
+/// An argument on its way to the owner's thread.
+enum Sent {
+    Host(HostTensor),
+    Foreign(Imported),
+    Tensor(u64),
+    Size(i64),
+}
+
+impl Sent {
+    fn new(argument: Argument) -> Sent {
+        match argument {
+            Argument::Host(tensor) => Sent::Host(tensor),
+            Argument::Foreign(tensor) => Sent::Foreign(tensor),
+            Argument::Tensor(tensor) => Sent::Tensor(tensor.id()),
+            Argument::Size(size) => Sent::Size(size),
+        }
+    }
+
+    fn receive(self, state: &State) -> Result<Input> {
+        match self {
+            Sent::Host(tensor) => Ok(Input::Host(tensor)),
+            Sent::Foreign(tensor) => Ok(Input::Foreign(tensor)),
+            Sent::Size(size) => Ok(Input::Size(size)),
+            Sent::Tensor(id) => Ok(Input::Array(tensor::find(state, id)?.clone())),
+        }
+    }
+}
