@@ -13,6 +13,7 @@ use crate::runtime::{
 use lowering::ir::{DType, Dim};
 use lowering::plan::{Binding, Plan};
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -78,7 +79,9 @@ impl Generator {
         };
         let facts: Facts = serde_json::from_slice(file.text("model")?)
             .map_err(|error| wrong(format!("\"model\" is malformed: {error}")))?;
-        let loaded = file.plan()?;
+        let mut loaded = file.plan()?;
+        // Nothing here checks kernels against their references.
+        loaded.keep_kernels(&BTreeSet::new());
         check(&loaded, &facts).map_err(wrong)?;
         let recipe = Recipe::from_json(file.text("recipe")?)?;
         let checkpoint = Checkpoint::open(weights)?;

@@ -117,13 +117,16 @@ def _median_seconds(work: Any) -> float:
     return statistics.median(seconds)
 
 
-def model(options: argparse.Namespace, limit: int, copy_bytes_per_second: float) -> Section:
+def model(
+    options: argparse.Namespace, limit: int, copy_bytes_per_second: float, device_name: str
+) -> Section:
     """What MODEL needs: bytes of weights, of KV cache and state, and the decode ceiling.
 
     The ceiling is the bandwidth over the bytes that one token at batch 1 has to read, at an empty
     context: no software decodes faster.
     """
     import vllm_metal.capture as capture
+    from vllm_metal.kernels.usable import check_kernels, kernel_runner
     from vllm_metal.lowered import lower
 
     config = capture.capture_config(
@@ -155,6 +158,7 @@ def model(options: argparse.Namespace, limit: int, copy_bytes_per_second: float)
         "decode_ceiling_tokens_per_second": copy_bytes_per_second / read,
         "launches_per_token": decode.get("launches"),
         "islands": lowering.report["fallback"],
+        "kernels": check_kernels(lowering.plan, kernel_runner(device_name)).table(),
     }
     if weights > limit:
         section["problem"] = "the weights do not fit in the memory budget"
@@ -184,7 +188,9 @@ def examine(options: argparse.Namespace, settings: Section) -> Section:
     if options.model:
         memory = report["memory"]
         try:
-            report["model"] = model(options, memory["limit_bytes"], memory["copy_bytes_per_second"])
+            report["model"] = model(
+                options, memory["limit_bytes"], memory["copy_bytes_per_second"], here["device"]
+            )
         except Exception as error:  # whatever a model's own code raises belongs in the report
             text = str(error).strip().splitlines() or [""]
             report["model"] = {
@@ -242,6 +248,10 @@ def describe(report: Section) -> str:
                 "(measured bandwidth over the bytes that a token reads)",
             ),
         ]
+    for index, row in enumerate(report.get("model", {}).get("kernels", [])):
+        reason = f": {row['reason']}" if row["reason"] else ""
+        title = "" if index else "kernels"
+        rows.append((title, f"{row['kernel']} {row['status']}{reason}"))
     rows += [("problem", problem) for problem in problems(report)]
     return "\n".join(f"{title:9} {text}" for title, text in rows)
 

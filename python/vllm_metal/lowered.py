@@ -3,7 +3,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -220,9 +220,16 @@ class LoweredModel:
     """A plan with its weights in MLX, and the KV caches of its layers."""
 
     def __init__(
-        self, runtime: Any, lowering: Lowering, model: nn.Module, *, release: bool = False
+        self,
+        runtime: Any,
+        lowering: Lowering,
+        model: nn.Module,
+        *,
+        release: bool = False,
+        kernels: Sequence[Any] = (),
     ) -> None:
-        """`release` leaves `model` without weights, unless islands need them."""
+        """`release` leaves `model` without weights, unless islands need them; `kernels` are those
+        of the plan that may be used."""
         release = release and not lowering.report["fallback"]
         weights = _Weights(model, lowering, release)
         self.plan = lowering.plan
@@ -230,7 +237,7 @@ class LoweredModel:
         self.report = lowering.report
         self.layers = lowering.layers
         shapes = envs.DECODE_SHAPES.value()
-        self._model = runtime.load(lowering.plan, weights, run_island, shapes)
+        self._model = runtime.load(lowering.plan, weights, run_island, shapes, list(kernels))
         self._last: _Step | None = None
 
     def allocate_kv_cache(self, config: KVCacheConfig, kernel_block_sizes: list[int]) -> int:

@@ -33,6 +33,8 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_metal import checkpoint, envs, layers, patches
+from vllm_metal.kernels.contract import Run
+from vllm_metal.kernels.usable import check_kernels
 from vllm_metal.lowered import HiddenStates, LoweredModel, log_report, lower
 from vllm_metal.mapped_weights import mapped_weights
 from vllm_metal.memory import MemoryBudget, human
@@ -171,10 +173,17 @@ class LoweredModelRunner(MetalModelRunner):
     ids to the logits of the rows that are sampled, and is computed once."""
 
     def __init__(
-        self, vllm_config: VllmConfig, device: torch.device, budget: MemoryBudget, runtime: Any
+        self,
+        vllm_config: VllmConfig,
+        device: torch.device,
+        budget: MemoryBudget,
+        runtime: Any,
+        run_kernel: Run | None = None,
     ) -> None:
+        """`run_kernel` runs Metal kernels here, for their self-check; None: references run."""
         super().__init__(vllm_config, device, budget)
         self.runtime = runtime
+        self.run_kernel = run_kernel
         self.debug: bool = envs.DEBUG.value()
         self.lowered: LoweredModel
 
@@ -182,7 +191,11 @@ class LoweredModelRunner(MetalModelRunner):
         model = super()._load_model()
         lowering = lower(model, self.vllm_config, cache=PlanCache.configured())
         log_report(lowering.report)
-        self.lowered = LoweredModel(self.runtime, lowering, model, release=True)
+        kernels = check_kernels(lowering.plan, self.run_kernel)
+        kernels.log()
+        self.lowered = LoweredModel(
+            self.runtime, lowering, model, release=True, kernels=kernels.usable
+        )
         # vLLM's runner asks the model for logits; all else it asks for is the torch model's.
         model.compute_logits = self._compute_logits  # type: ignore[assignment]
         return model

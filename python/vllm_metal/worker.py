@@ -16,6 +16,7 @@ from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_metal import envs
 from vllm_metal.device import select_device
+from vllm_metal.kernels.usable import kernel_runner
 from vllm_metal.memory import available_memory, human, memory_budget, working_memory
 from vllm_metal.runner import LoweredModelRunner, MetalModelRunner
 
@@ -45,7 +46,11 @@ class MetalWorker(Worker):
 
             self.runtime = core.Runtime(self.metal_device.name, memory_limit=self.budget.limit)
             self.model_runner = LoweredModelRunner(
-                self.vllm_config, self.device, self.budget, self.runtime
+                self.vllm_config,
+                self.device,
+                self.budget,
+                self.runtime,
+                kernel_runner(self.metal_device.name),
             )
         else:
             self.model_runner = MetalModelRunner(self.vllm_config, self.device, self.budget)

@@ -27,7 +27,7 @@ mod _core {
     #[pymodule_export]
     use super::{
         file_tensor::FileTensor,
-        kernels::kernel_texts,
+        kernels::{KernelChoice, kernel_texts},
         metadata::{AttentionMetadata, PyStateMetadata},
         model::Model,
         plan::{Plan, claimed_targets, lower},

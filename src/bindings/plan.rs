@@ -2,6 +2,7 @@
 //! `Plan`: a lowered model without its weights.
 
 use super::error::lowering as error;
+use super::kernels::KernelChoice;
 use ::lowering::lower::{Lowered, Options, lower as lower_document};
 use ::lowering::{diff, explain};
 use pyo3::exceptions::PyValueError;
@@ -107,6 +108,13 @@ impl Plan {
             .iter()
             .map(|input| input.name.clone())
             .collect())
+    }
+
+    /// Every Metal kernel that the plan can use, once.
+    #[getter]
+    fn kernels(&self) -> Vec<KernelChoice> {
+        let all = self.plan.kernels().into_iter();
+        all.map(|choice| KernelChoice { choice }).collect()
     }
 
     /// Names of the attention layers.

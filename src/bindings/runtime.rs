@@ -4,6 +4,7 @@
 use super::dlpack;
 use super::file_tensor::FileTensor;
 use super::island::PythonIslands;
+use super::kernels::KernelChoice;
 use super::model::Model;
 use super::plan::Plan;
 use super::tensor::LazyTensor;
@@ -127,8 +128,9 @@ impl Runtime {
     /// that were not lowered: operands are DLPack capsules, results are tensors.
     ///
     /// The graphs of `kept_shapes` shapes of decode steps are kept and replayed; 0 builds every step
-    /// anew. Raises ValueError for a parameter that is missing or not as the plan says.
-    #[pyo3(signature = (plan, parameters, islands = None, kept_shapes = runtime::KEPT_SHAPES))]
+    /// anew. `kernels` are those of `plan.kernels` that may be used; all else runs as its reference.
+    /// Raises ValueError for a parameter that is missing or not as the plan says.
+    #[pyo3(signature = (plan, parameters, islands = None, kept_shapes = runtime::KEPT_SHAPES, kernels = Vec::new()))]
     fn load(
         &self,
         py: Python<'_>,
@@ -136,6 +138,7 @@ impl Runtime {
         parameters: &Bound<'_, PyAny>,
         islands: Option<Py<PyAny>>,
         kept_shapes: usize,
+        kernels: Vec<Bound<'_, KernelChoice>>,
     ) -> PyResult<Model> {
         let loading = py.detach(|| self.runtime.begin_loading())?;
         for path in required(&plan.plan) {
@@ -149,7 +152,9 @@ impl Runtime {
         }
         let islands =
             islands.map(|callable| Box::new(PythonIslands(callable)) as Box<dyn IslandRunner>);
-        let plan = plan.plan.clone();
+        let usable = kernels.iter().map(|kernel| kernel.get().choice.clone());
+        let mut plan = plan.plan.clone();
+        plan.keep_kernels(&usable.collect());
         let model = py.detach(|| loading.finish(plan, islands, kept_shapes))?;
         Ok(Model { model })
     }

@@ -4,14 +4,23 @@
 
 use super::error::{Error, Result};
 use super::mlx::{Array, MetalKernel, Mlx, dtype};
-use lowering::ir::DType;
+use lowering::ir::{DType, TensorType};
 use lowering::kernels::{Expression, Kernel, KernelError, Launch, Sizes, Strides, kernel};
-use std::collections::BTreeMap;
+use lowering::plan::KernelChoice;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 /// Kernels that MLX holds, by name; MLX compiles each specialisation once.
 #[derive(Default)]
-pub struct Kernels(BTreeMap<&'static str, MetalKernel>);
+pub struct Kernels {
+    held: BTreeMap<&'static str, MetalKernel>,
+    /// By what the plan chose and the number of rows.
+    specialisations: HashMap<KernelChoice, HashMap<i64, Rc<Specialisation>>>,
+}
+
+/// Numbers of rows that are remembered of a choice; decoding meets few.
+const MOST_REMEMBERED: usize = 256;
 
 /// A kernel with a launch: made once for what repeats every step.
 pub struct Specialisation {
@@ -29,6 +38,17 @@ fn refused(error: KernelError, name: &str) -> Error {
 }
 
 impl Specialisation {
+    /// Types of the outputs.
+    pub fn outputs(&self) -> Vec<TensorType> {
+        let outputs = self.launch.outputs.iter();
+        outputs
+            .map(|(shape, dtype)| TensorType {
+                dtype: *dtype,
+                shape: shape.iter().map(|size| i64::from(*size).into()).collect(),
+            })
+            .collect()
+    }
+
     /// The launch of a kernel for sizes, parameters and dtypes, by the names of its contract.
     ///
     /// # Errors
@@ -56,7 +76,7 @@ impl Specialisation {
     }
 
     /// Checks that the arrays are those of the contract.
-    fn check(&self, arrays: &[&Array]) -> Result<()> {
+    pub fn check(&self, arrays: &[&Array]) -> Result<()> {
         let contract = &self.kernel.contract;
         let wrong = |reason| Error::Kernel {
             name: contract.name.clone(),
@@ -93,6 +113,25 @@ fn axis_size(name: &str, axis: &Expression, sizes: &Sizes) -> Result<i64> {
 }
 
 impl Kernels {
+    /// The specialisation of a plan's choice for so many rows.
+    ///
+    /// # Errors
+    /// As [`Specialisation::new`].
+    pub fn chosen(&mut self, choice: &KernelChoice, num_rows: i64) -> Result<Rc<Specialisation>> {
+        let known = self.specialisations.get(choice);
+        if let Some(found) = known.and_then(|by_rows| by_rows.get(&num_rows)) {
+            return Ok(found.clone());
+        }
+        let made = Specialisation::new(&choice.name, &choice.sizes(num_rows), &choice.dtypes)?;
+        let made = Rc::new(made);
+        let by_rows = self.specialisations.entry(choice.clone()).or_default();
+        if by_rows.len() >= MOST_REMEMBERED {
+            by_rows.clear();
+        }
+        by_rows.insert(num_rows, made.clone());
+        Ok(made)
+    }
+
     /// One launch: the kernel's outputs in its contract's order. Inputs whose strides it does not take
     /// are copied; those that must have rows of neighbours are the caller's care.
     ///
@@ -106,7 +145,7 @@ impl Kernels {
     ) -> Result<Vec<Array>> {
         specialisation.check(inputs)?;
         let contract = &specialisation.kernel.contract;
-        let held = match self.0.entry(contract.name.as_str()) {
+        let held = match self.held.entry(contract.name.as_str()) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(MetalKernel::new(specialisation.kernel)?),
         };

@@ -8,8 +8,9 @@ use super::executor::Graph;
 use super::host::HostTensor;
 use super::inputs::{Input, bind};
 use super::island::IslandRunner;
+use super::kernels::Kernels;
 use super::kv_cache::{CacheSpec, KvCache};
-use super::mlx::{Array, Mlx};
+use super::mlx::{Array, Device, Mlx};
 use super::operands::{Operands, int_array};
 use super::owner::Owner;
 use super::replay::{Builds, Replays};
@@ -19,6 +20,7 @@ use super::step_graph::{Changing, Parts, step_of};
 use super::weights::{LoadReport, Parameters};
 use lowering::ir::Op;
 use lowering::plan::{GraphPlan, Plan, StateLayer, Step};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -30,6 +32,7 @@ pub struct Model {
     caches: Caches,
     islands: Option<Box<dyn IslandRunner>>,
     replays: Replays,
+    kernels: RefCell<Kernels>,
 }
 
 /// The graph from a step's result to its logits.
@@ -48,7 +51,7 @@ pub enum Head {
 /// A graph with what is known of it.
 pub struct Prepared {
     pub graph: Graph,
-    /// Whether PyTorch runs a part of it.
+    /// Whether PyTorch, or a stand-in for Metal, runs a part of it.
     pub has_islands: bool,
     /// See [`input_bounds`].
     pub bounds: Vec<Option<i64>>,
@@ -82,7 +85,8 @@ impl Model {
         for graph in plan.graphs {
             let arrays = parameters.of_graph(mlx, &graph)?;
             graphs.push(Prepared {
-                has_islands: has_islands(&graph),
+                has_islands: has_islands(&graph)
+                    || (mlx.device() != Device::Gpu && has_kernels(&graph)),
                 bounds: input_bounds(&graph),
                 layers: attention_layers(&graph),
                 state_layers: state_layers(&graph),
@@ -98,6 +102,7 @@ impl Model {
                 caches: Caches::default(),
                 islands,
                 replays: Replays::new(kept_shapes),
+                kernels: RefCell::default(),
             },
             report,
         ))
@@ -169,6 +174,7 @@ impl Model {
             caches,
             islands,
             replays,
+            kernels,
         } = self;
         let prepared = find(graphs, name)?;
         let head_graph = match head {
@@ -197,6 +203,7 @@ impl Model {
             head: head_graph,
             layers: all,
             islands: islands.as_deref(),
+            kernels,
             symbols: &bound.symbols,
             num_tokens: bound.num_tokens,
         };
@@ -254,6 +261,12 @@ fn find<'a>(graphs: &'a [Prepared], name: &str) -> Result<&'a Prepared> {
                 .map(|prepared| prepared.graph.plan.name.clone())
                 .collect(),
         })
+}
+
+/// Whether any instruction runs as a kernel.
+fn has_kernels(graph: &GraphPlan) -> bool {
+    let mut instructions = graph.regions.iter().flat_map(|region| &region.instructions);
+    instructions.any(|instruction| instruction.kernel.is_some())
 }
 
 fn has_islands(graph: &GraphPlan) -> bool {

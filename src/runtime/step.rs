@@ -5,16 +5,21 @@ use super::attention::{Layer, Metadata, Pages, attend, encode_rows, write};
 use super::error::{Error, Result};
 use super::executor::Effects;
 use super::island::IslandRunner;
+use super::kernels::Kernels;
 use super::kv_cache::KvCache;
-use super::mlx::{Array, Mlx};
+use super::mlx::{Array, Device, Mlx};
 use super::operands::{Operands, is_fused};
 use super::owner::Owner;
 use super::state::{self, StateCaches, StateMetadata};
 use super::tensor;
 use super::weights;
 use lowering::ir::{Recurrence, TensorType};
-use lowering::plan::StateLayer;
+use lowering::plan::{KernelChoice, StateLayer};
+use std::cell::RefCell;
 use std::sync::Arc;
+
+/// Before a kernel's name where an island runner executes it.
+const KERNEL_TARGET: &str = "kernel.";
 
 /// A run's metadata: groups, and which group each of the plan's layers is in.
 #[derive(Default)]
@@ -88,6 +93,7 @@ pub struct StepEffects<'a> {
     caches: &'a mut Caches,
     operands: &'a Operands,
     islands: Option<&'a dyn IslandRunner>,
+    kernels: &'a RefCell<Kernels>,
     /// New cache arrays; the caches take them over when the whole step could be built.
     pending: Vec<Option<Array>>,
     /// As `pending`, by cache and state.
@@ -103,6 +109,7 @@ impl<'a> StepEffects<'a> {
         caches: &'a mut Caches,
         operands: &'a Operands,
         islands: Option<&'a dyn IslandRunner>,
+        kernels: &'a RefCell<Kernels>,
     ) -> StepEffects<'a> {
         let attention = caches.attention.iter().flat_map(|cache| &cache.caches);
         let state = caches.state.iter().flat_map(|states| &states.caches);
@@ -117,6 +124,7 @@ impl<'a> StepEffects<'a> {
             caches,
             operands,
             islands,
+            kernels,
         }
     }
 
@@ -298,6 +306,32 @@ impl Effects for StepEffects<'_> {
         operands: &[&Array],
     ) -> Result<Array> {
         self.run_recurrence(function, layer as usize, state as usize, operands)
+    }
+
+    fn kernel(
+        &mut self,
+        choice: &KernelChoice,
+        num_rows: i64,
+        inputs: &[&Array],
+    ) -> Result<Vec<Array>> {
+        let specialisation = self.kernels.borrow_mut().chosen(choice, num_rows)?;
+        if self.mlx.device() == Device::Gpu {
+            let mut kernels = self.kernels.borrow_mut();
+            return kernels.run(self.mlx, &specialisation, inputs);
+        }
+        // Without Metal only a test has kernels run: by its stand-in, called as islands are.
+        specialisation.check(inputs)?;
+        let launch = serde_json::json!({
+            "sizes": choice.sizes(num_rows),
+            "dtypes": choice.dtypes,
+        });
+        let target = format!("{KERNEL_TARGET}{}", choice.name);
+        self.island(
+            &target,
+            &launch.to_string(),
+            inputs,
+            &specialisation.outputs(),
+        )
     }
 
     fn island(

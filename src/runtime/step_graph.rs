@@ -4,12 +4,14 @@
 use super::error::{Error, Result};
 use super::inputs::{Input, bind};
 use super::island::IslandRunner;
+use super::kernels::Kernels;
 use super::mlx::{Array, Mlx};
 use super::model::Prepared;
 use super::operands::Operands;
 use super::owner::Owner;
 use super::replay::{Replays, Shape};
 use super::step::{Caches, Layers, StepEffects};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -22,6 +24,7 @@ pub struct Parts<'a> {
     pub head: Option<&'a Prepared>,
     pub layers: Layers<'a>,
     pub islands: Option<&'a dyn IslandRunner>,
+    pub kernels: &'a RefCell<Kernels>,
     /// Values of the graph's symbols.
     pub symbols: &'a [i64],
     pub num_tokens: usize,
@@ -112,9 +115,10 @@ impl Parts<'_> {
             owner,
             layers,
             islands,
+            kernels,
             ..
         } = self;
-        StepEffects::new(mlx, owner, *layers, caches, operands, *islands)
+        StepEffects::new(mlx, owner, *layers, caches, operands, *islands, kernels)
     }
 
     /// Results of the graph, then of the head.

@@ -2,7 +2,7 @@
 //! A graph to its plan: pieces rewritten once for all identical layers, then flattened.
 
 use super::partition::{Piece, Place, outputs, piece, places};
-use super::{Binding, Fold, GraphPlan, Instruction, Region, Register, Slot, Step};
+use super::{Binding, Fold, GraphPlan, Instruction, Region, Register, Slot, Step, choose};
 use crate::error::{Error, Result};
 use crate::import::ImportedGraph;
 use crate::ir::{Graph, NodeId, Op, TensorType, Value, verify};
@@ -435,7 +435,10 @@ fn flatten(graph: &Graph, origins: Vec<Origin>, piece: &Piece) -> (Region, Vec<O
             })
             .collect();
         let (op, types) = (node.op.clone(), node.types.clone());
+        let operands = graph.operands(id);
+        let operands = operands.iter().map(|operand| graph.value_type(*operand));
         instructions.push(Instruction {
+            kernel: choose(&op, &operands.collect::<Vec<_>>(), &types),
             op,
             inputs,
             outputs,

@@ -195,6 +195,14 @@ impl Region {
             {
                 return Err(place("it does not stand in a region".into()));
             }
+            if let Some(kernel) = &instruction.kernel
+                && !kernel.fits(&instruction.op)
+            {
+                return Err(place(format!(
+                    "kernel {:?} does not compute it",
+                    kernel.name
+                )));
+            }
             if instruction.types.len() != instruction.outputs.len() {
                 return Err(place(format!(
                     "{} types for {} results",

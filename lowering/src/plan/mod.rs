@@ -4,11 +4,13 @@
 mod build;
 mod check;
 mod decode;
+mod kernels;
 mod partition;
 mod work;
 
 pub use build::{PlanReport, build};
 pub use decode::{Decode, decode, effect_work, region_work};
+pub use kernels::{KernelChoice, choose};
 pub use work::Work;
 
 use crate::error::Error;
@@ -17,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Format version of a serialised [`Plan`]; another version is refused.
-pub const PLAN_VERSION: u32 = 2;
+pub const PLAN_VERSION: u32 = 3;
 
 /// Marks a serialised [`Plan`].
 pub const PLAN_FORMAT: &str = "vllm-metal/plan";
@@ -144,6 +146,9 @@ pub struct Region {
 #[serde(deny_unknown_fields)]
 pub struct Instruction {
     pub op: Op,
+    /// What may compute it on Metal; `op` is the reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelChoice>,
     pub inputs: Vec<Register>,
     pub outputs: Vec<Register>,
     /// Types of the outputs.

@@ -3,11 +3,12 @@
 
 use super::experts::{self, Routes};
 use super::instruction::{Context, Outputs, execute};
+use super::kernel;
 use super::rope::{self, RopeTables};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::mlx::{self, Array, Mlx};
 use lowering::ir::{DType, Op, Recurrence, TensorType};
-use lowering::plan::{GraphPlan, Instruction, Region, Step};
+use lowering::plan::{GraphPlan, Instruction, KernelChoice, Region, Step};
 
 /// What a graph cannot do by itself: attention and recurrences with their caches, and calls into
 /// PyTorch.
@@ -25,6 +26,14 @@ pub trait Effects {
         state: u32,
         operands: &[&Array],
     ) -> Result<Array>;
+
+    /// One launch of a kernel on so many rows, with the inputs of its contract.
+    fn kernel(
+        &mut self,
+        choice: &KernelChoice,
+        num_rows: i64,
+        inputs: &[&Array],
+    ) -> Result<Vec<Array>>;
 
     /// Runs `Op::Island` and returns its results.
     fn island(
@@ -262,6 +271,10 @@ impl Run<'_> {
     ) -> Result<()> {
         let results = match (&instruction.op, constant) {
             (_, Some(constant)) => Outputs::One(constant.clone()),
+            _ if instruction.kernel.is_some() && self.has_rows(call, instruction)? => {
+                let operands = self.operands(call, &instruction.inputs)?;
+                Outputs::Many(kernel::run(self.context, instruction, &operands, effects)?)
+            }
             (Op::Rope { style, rotary_dim }, _) => {
                 let [cos, sin, rotated @ ..] = instruction.inputs.as_slice() else {
                     return Err(Error::Unsupported("rope needs cosines and sines".into()));
@@ -321,6 +334,12 @@ impl Run<'_> {
         self.check_types(call, instruction)?;
         self.release(call, instruction);
         Ok(())
+    }
+
+    /// Kernels launch nothing for no rows, which MLX refuses.
+    fn has_rows(&self, call: &Call, instruction: &Instruction) -> Result<bool> {
+        let operands = self.operands(call, &instruction.inputs)?;
+        Ok(operands.iter().all(|operand| operand.size() > 0))
     }
 
     fn operands(&self, call: &Call, registers: &[u32]) -> Result<Vec<&Array>> {

@@ -6,6 +6,7 @@ mod convolution;
 mod experts;
 mod graph;
 mod instruction;
+mod kernel;
 mod movement;
 mod norm;
 mod pointwise;

@@ -39,6 +39,7 @@ fn tokens_by(size: i64) -> TensorType {
 
 fn instruction(op: Op, inputs: &[u32], output: u32, value: TensorType) -> Instruction {
     Instruction {
+        kernel: None,
         op,
         inputs: inputs.to_vec(),
         outputs: vec![output],
