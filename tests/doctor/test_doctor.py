@@ -10,6 +10,8 @@ from capture.models import write_config
 
 import vllm_metal.doctor as doctor
 
+TITLES = ["machine", "versions", "memory", "measured", "settings"]
+
 
 @pytest.fixture(autouse=True)
 def small_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +64,7 @@ def test_the_text_has_a_line_for_each_thing(
     status, text = run(capsys, str(write_config("llama", tmp_path)))
     titles = [line.split()[0] for line in text.splitlines() if not line.startswith(" ")]
     assert status == doctor.OK
-    assert titles == ["machine", "versions", "memory", "measured", "settings", "model"]
+    assert titles == [*TITLES, "model", "kernels"]
     assert "VLLM_METAL_MEMORY_FRACTION=0.5" in text
 
 
