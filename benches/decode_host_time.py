@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host time to build the graph of one decode step: ours against mlx-lm, in one run.
+"""Host time of a decode step, to build its graph and until its token: ours against mlx-lm.
 
     python benches/decode_host_time.py [--layers 28] [--hidden 64] [--rounds 200]
 
 Qwen3 shape with small matrices, batch 1, float32, random weights, MLX on the CPU. What is timed is
-building the lazy graph from the token id to the logits; evaluating it is not. The two alternate,
-and the figures are medians with the 10th and 90th percentile.
+building the lazy graph from the token id to the logits, and then a step until the greedy token
+is on the host. The two alternate, and the figures are medians with the 10th and 90th percentile.
 """
 
 import argparse
@@ -47,9 +47,11 @@ def hugging_face_config(layers: int, hidden: int) -> Qwen3Config:
     )
 
 
-def ours(config: Qwen3Config, context: int) -> tuple[Callable[[], float], int, Any]:
-    """A function that builds a step and returns its seconds, the instructions of a step, and the
-    runtime that runs it."""
+def ours(
+    config: Qwen3Config, context: int
+) -> tuple[Callable[[], float], Callable[[], float], int, Any]:
+    """A function that builds a step and returns its seconds, one that runs a step to its token and
+    returns its seconds, the instructions of a step, and the runtime that runs it."""
     with tempfile.TemporaryDirectory() as directory:
         config.save_pretrained(directory)
         vllm_config = capture_config(directory, "float32")
@@ -75,6 +77,12 @@ def ours(config: Qwen3Config, context: int) -> tuple[Callable[[], float], int, A
     inputs = lowered._inputs(ids, positions)
     attention = dict.fromkeys(lowered.plan.layers, metadata)
 
+    def whole() -> float:
+        start = time.perf_counter()
+        _, logits = lowered._model.step_with_logits(inputs, attention)
+        int(torch.utils.dlpack.from_dlpack(logits).argmax())
+        return time.perf_counter() - start
+
     def step() -> float:
         start = time.perf_counter()
         lazy = lowered._model.step(inputs, attention, logits=True)
@@ -82,11 +90,11 @@ def ours(config: Qwen3Config, context: int) -> tuple[Callable[[], float], int, A
         torch.from_dlpack(lazy[-1])
         return seconds
 
-    return step, lowering.report["nodes"]["plan"], runtime
+    return step, whole, lowering.report["nodes"]["plan"], runtime
 
 
-def theirs(config: Qwen3Config, context: int) -> Callable[[], float]:
-    """The same for mlx-lm."""
+def theirs(config: Qwen3Config, context: int) -> tuple[Callable[[], float], Callable[[], float]]:
+    """The two functions for mlx-lm."""
     fields = config.to_dict()
     fields["rope_theta"] = config.rope_parameters["rope_theta"]
     fields["rope_scaling"] = None
@@ -104,7 +112,14 @@ def theirs(config: Qwen3Config, context: int) -> Callable[[], float]:
         mlx_lm_cache.trim_prompt_cache(cache, 1)
         return seconds
 
-    return step
+    def whole() -> float:
+        start = time.perf_counter()
+        model(token, cache=cache)[0, -1].argmax().item()
+        seconds = time.perf_counter() - start
+        mlx_lm_cache.trim_prompt_cache(cache, 1)
+        return seconds
+
+    return step, whole
 
 
 def own_share(step: Callable[[], float], runtime: Any, rounds: int) -> tuple[list[float], int]:
@@ -122,10 +137,25 @@ def own_share(step: Callable[[], float], runtime: Any, rounds: int) -> tuple[lis
     return seconds, calls
 
 
+def compare(
+    what: str, ours: Callable[[], float], theirs: Callable[[], float], rounds: int
+) -> list[float]:
+    """Runs both in turns and prints their times; gives ours."""
+    for _ in range(10):  # fills allocator caches
+        ours()
+        theirs()
+    pairs = [(ours(), theirs()) for _ in range(rounds)]
+    ratio = statistics.median(a / b for a, b in pairs)
+    for name, side in ((f"{what}, ours", 0), (f"{what}, mlx-lm", 1)):
+        print(describe(name, [pair[side] for pair in pairs]))
+    print(f"{what}, ratio {ratio:.3f} (median of {rounds} pairs)")
+    return [a for a, _ in pairs]
+
+
 def describe(name: str, seconds: list[float]) -> str:
     tenths = statistics.quantiles(seconds, n=10)
     median = statistics.median(seconds)
-    return f"{name:8} {median * 1e3:7.3f} ms   ({tenths[0] * 1e3:.3f} .. {tenths[-1] * 1e3:.3f})"
+    return f"{name:14} {median * 1e3:7.3f} ms   ({tenths[0] * 1e3:.3f} .. {tenths[-1] * 1e3:.3f})"
 
 
 def main() -> None:
@@ -138,19 +168,11 @@ def main() -> None:
     mx.set_default_device(mx.cpu)
     torch.set_num_threads(1)
     config = hugging_face_config(options.layers, options.hidden)
-    our_step, instructions, runtime = ours(config, options.context)
-    their_step = theirs(config, options.context)
-    our_times, their_times = [], []
-    for round_number in range(options.rounds + 10):
-        pair = our_step(), their_step()
-        if round_number >= 10:  # the first rounds fill allocator caches
-            our_times.append(pair[0])
-            their_times.append(pair[1])
-    ratios = [a / b for a, b in zip(our_times, their_times, strict=True)]
+    our_step, our_whole, instructions, runtime = ours(config, options.context)
+    their_step, their_whole = theirs(config, options.context)
     print(f"{options.layers} layers, hidden {options.hidden}, context {options.context}, MLX CPU")
-    print(describe("ours", our_times))
-    print(describe("mlx-lm", their_times))
-    print(f"ratio    {statistics.median(ratios):.3f} (median of {len(ratios)} pairs)")
+    our_times = compare("build", our_step, their_step, options.rounds)
+    compare("token", our_whole, their_whole, options.rounds)
     own, calls = own_share(our_step, runtime, options.rounds)
     print(describe("own", own) + f"   outside the {calls} calls into MLX")
     whole, ours_alone = (statistics.median(t) / instructions * 1e6 for t in (our_times, own))
