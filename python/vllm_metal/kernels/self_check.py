@@ -167,6 +167,17 @@ def _gated(
         yield gated(run, contracts(name), x, function), expected_gated(x, function)
 
 
+def _soft_cap(
+    name: str, run: Run, contracts: Contracts, sizes: Sizes, dtypes: DTypes
+) -> Iterator[Pair]:
+    cap = np.float32(30)
+    for x in _rows((3, sizes["width"]), dtypes["T"]):
+        inputs = {"x": x, "cap": tensor(cap, "float32")}
+        launch = {"num_rows": 3, "width": sizes["width"]}
+        found = contracts(name).run(run, inputs, launch, {"T": dtypes["T"]})["out"]
+        yield found, float(cap) * np.tanh(x.numbers() / float(cap))
+
+
 _TRIALS = {
     DECODE: _attention,
     PREFILL: _attention,
@@ -174,6 +185,7 @@ _TRIALS = {
     "layer_norm": _norm,
     "qk_norm_rope": _rope,
     "gated_activation": _gated,
+    "soft_cap": _soft_cap,
 }
 
 
