@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm import envs as vllm_envs
 from vllm.logger import init_logger
 from vllm.platforms.interface import Platform, PlatformEnum
 
@@ -199,6 +200,11 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
         )
     if vllm_config.offload_config.uva.cpu_offload_gb > 0:
         raise ValueError("--cpu-offload-gb: CPU and GPU share their memory; leave it out.")
+    if vllm_envs.VLLM_SSM_CONV_STATE_LAYOUT == "DS":
+        raise ValueError(
+            "VLLM_SSM_CONV_STATE_LAYOUT=DS: convolution states are kept position by position (SD); "
+            "leave it out."
+        )
     if vllm_config.use_v2_model_runner:
         raise ValueError(
             "vllm-metal runs on vLLM's V1 model runner: leave out VLLM_USE_V2_MODEL_RUNNER=1, "

@@ -98,6 +98,14 @@ def test_what_cannot_be_honoured_is_refused(vllm_config, options, named):
         vllm_config(**options)
 
 
+def test_another_layout_of_convolution_states_is_refused(vllm_config, monkeypatch):
+    monkeypatch.setenv("VLLM_SSM_CONV_STATE_LAYOUT", "DS")
+    with pytest.raises(ValueError, match="VLLM_SSM_CONV_STATE_LAYOUT=DS"):
+        vllm_config()
+    monkeypatch.setenv("VLLM_SSM_CONV_STATE_LAYOUT", "SD")
+    vllm_config()
+
+
 def test_budget_is_the_smallest_of_three(monkeypatch):
     monkeypatch.setattr(memory, "total_memory", lambda: 100 * 10**9)
     config = SimpleNamespace(cache_config=SimpleNamespace(gpu_memory_utilization=0.92))

@@ -56,8 +56,6 @@ _VALUES: dict[str, Any] = {
     "share_expert_dim": 96,
     "share_q_dim": 32,
     "short_conv_kernel_size": 4,
-    "no_kda_lora": True,
-    "kda_allow_negative_eigenvalues": False,
     "tie_word_embeddings": False,
     "swiglu_limits": [],
     "swiglu_limits_shared": [],
@@ -66,6 +64,9 @@ _VALUES: dict[str, Any] = {
 
 ALWAYS = {"use_routing_bias": True, "qk_norm": True}
 """Keys that vLLM can do without, and then drops weights that Hugging Face's models have."""
+
+REQUIRED = {"no_kda_lora": True, "kda_allow_negative_eigenvalues": False}
+"""What vLLM's models insist on where a class's default, or no key at all, is refused."""
 
 _RULES: list[tuple[str, Any]] = [
     (r".*dropout", 0.0),

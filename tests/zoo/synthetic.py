@@ -59,7 +59,7 @@ def _beginning(architecture: str) -> dict[str, Any]:
     config = shrink(config_class).to_dict()
     if "initializer_range" in config:
         config["initializer_range"] = 1.0  # some divide vectors by it, and `load` draws them near 1
-    return config | {"model_type": name, "architectures": [architecture]}
+    return config | keys.REQUIRED | {"model_type": name, "architectures": [architecture]}
 
 
 def _plain(name: str) -> str:
