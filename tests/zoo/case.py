@@ -150,7 +150,10 @@ def _add_keys(path: Path, added: list[str]) -> None:
     """Write keys that vLLM found missing. A key whose value is not known stays missing."""
     from zoo import keys
 
-    config = keys.ALWAYS | json.loads(path.read_text())
+    config = json.loads(path.read_text())
+    if "topk_method" not in config:
+        config.setdefault("scoring_func", "sigmoid")  # goes with `noaux_tc`
+    config = keys.ALWAYS | config
     for name in added:
         with contextlib.suppress(KeyError):
             config.setdefault(name, keys.value(name, config))

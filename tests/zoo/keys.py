@@ -8,7 +8,7 @@ get their value by rule, the rest stand here.
 import re
 from typing import Any
 
-from zoo.shrink import HIDDEN_SIZE, NUM_HEADS, VOCAB_SIZE, WINDOW, shrink_count
+from zoo.shrink import HIDDEN_SIZE, MOST_LAYERS, NUM_HEADS, VOCAB_SIZE, WINDOW, shrink_count
 
 _VALUES: dict[str, Any] = {
     "activation_function": "silu",
@@ -27,11 +27,12 @@ _VALUES: dict[str, Any] = {
     "interpolation_factor": None,
     "is_causal": True,
     "expert_hidden_dim": 96,
-    "layer_group_size": 2,
     "layernorm_num_groups": 1,
     "max_position_embedding": 256,
     "max_window_layers": 0,
     "merged_lora": None,
+    "mla_scale_kv_lora": True,
+    "mla_scale_q_lora": True,
     "mlp_only_layers": [],
     "moe_layer_freq": 1,
     "multi_query_group_num": NUM_HEADS // 2,
@@ -40,7 +41,7 @@ _VALUES: dict[str, Any] = {
     "original_rope": True,
     "param_sink_number": 0,
     "position_embedding_type": "rope",
-    "position_layers": None,
+    "position_layers": ["rope", "nope"] * (MOST_LAYERS // 2),
     "query_key_norm": True,
     "query_pre_attn_scalar": 16,
     "rope_head_dim": 16,
@@ -60,12 +61,17 @@ _VALUES: dict[str, Any] = {
     "swiglu_limits": [],
     "swiglu_limits_shared": [],
     "topk_method": "noaux_tc",
+    "zero_expert_type": "identity",
 }
 
-ALWAYS = {"use_routing_bias": True, "qk_norm": True}
+ALWAYS = {"use_routing_bias": True, "qk_norm": True, "topk_method": "noaux_tc"}
 """Keys that vLLM can do without, and then drops weights that Hugging Face's models have."""
 
-REQUIRED = {"no_kda_lora": True, "kda_allow_negative_eigenvalues": False}
+REQUIRED = {
+    "kda_allow_negative_eigenvalues": False,
+    "layer_group_size": 2,  # hybrids of linear and full attention that would have but one of them
+    "no_kda_lora": True,
+}
 """What vLLM's models insist on where a class's default, or no key at all, is refused."""
 
 _RULES: list[tuple[str, Any]] = [

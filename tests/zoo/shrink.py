@@ -104,7 +104,8 @@ _RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
     (r"topk_group", _at_most(2)),
     (r"zero_expert_num", _fixed(4)),
     # positions
-    (r"sliding_window(_size)?|attention_chunk_size", _fixed(WINDOW)),
+    (r"sliding_window(_size)?", _fixed(WINDOW)),
+    (r"attention_chunk_size", _fixed(32)),  # vLLM wants whole blocks
     (r"floor_scale", _fixed(16)),
     (r"index_topk", _fixed(16)),
     (r"rel_extent", _fixed(32)),
