@@ -5,6 +5,7 @@ mod bind;
 mod checkpoint;
 mod file;
 mod load;
+mod pieces;
 mod recipe;
 
 pub(super) use bind::Parameters;
