@@ -23,7 +23,7 @@ from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-from vllm_metal import checkpoint
+from vllm_metal import checkpoint, layers, patches
 from vllm_metal._native import core
 from vllm_metal.lowered import Lowering, lower
 from vllm_metal.mapped_weights import mapped_weights
@@ -62,6 +62,8 @@ def write_plan(vllm_config: VllmConfig, path: Path, cache: PlanCache | None = No
     plan file is neither in the checkpoint nor a strided copy of it.
     """
     loader, folder = _loader(vllm_config)
+    layers.register()
+    patches.apply()
     trace = WeightTrace()
     with ExitStack() as loading:
         tensors = checkpoint.check_directory(folder)
@@ -69,6 +71,7 @@ def write_plan(vllm_config: VllmConfig, path: Path, cache: PlanCache | None = No
         loading.enter_context(checkpoint.naming_bad_weights(loader, tensors))
         loading.enter_context(trace.watching())
         model = loader.load_model(vllm_config=vllm_config, model_config=vllm_config.model_config)
+    patches.apply()
     lowering = lower(model, vllm_config, cache=cache)
     recipe, stored = _recipe(lowering, model, trace, folder)
     _check_size(stored)
