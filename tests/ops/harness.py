@@ -42,6 +42,9 @@ TOLERANCES = {
 
 WORSE_THAN_EAGER = 1.5
 
+_PLACES = {"argsort": 0, "sort": 1, "topk": 1, "kthvalue": 1}
+"""Results that are places of elements: of equal ones any is right, unless the order is stable."""
+
 _UNINITIALISED = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty"} | {
     "new_empty_strided"
 }
@@ -135,8 +138,8 @@ def check(op: Any, sample: Any) -> Outcome:
             return Outcome("refused" if checked else "differs", _line(error))
         truth = None
         for want, got, index in _results(expected, actual):
-            if op.name == "argsort":  # equal elements may stand in any order
-                want, got = (_in_order(sample, order) for order in (want, got))
+            if index == _PLACES.get(op.name) and not sample.kwargs.get("stable"):
+                want, got = (_elements(op, sample, places) for places in (want, got))
             problem = _compare(op, want, got)
             if problem and want.dtype in TOLERANCES and want.shape == got.shape:
                 truth = truth or pytree.tree_leaves(op(*_wide(args), **_wide(kwargs)))
@@ -146,12 +149,15 @@ def check(op: Any, sample: Any) -> Outcome:
     return Outcome("passes")
 
 
-def _in_order(sample: Any, order: torch.Tensor) -> torch.Tensor:
-    """The sorted elements that an ``argsort`` describes."""
+def _elements(op: Any, sample: Any, places: torch.Tensor) -> torch.Tensor:
+    """What stands at the places along the dimension that the sample is ordered along."""
     if not sample.input.dim():
-        return order
-    dim = sample.kwargs.get("dim", sample.args[0] if sample.args else -1)
-    return sample.input.take_along_dim(order, dim)
+        return places
+    before = 1 if op.name in ("topk", "kthvalue") else 0  # arguments before `dim`
+    dim = sample.kwargs.get("dim", (*sample.args, -1, -1)[before])
+    if places.dim() < sample.input.dim():
+        places = places.unsqueeze(dim)
+    return sample.input.take_along_dim(places, dim)
 
 
 def _results(expected: Any, actual: Any) -> Iterator[tuple[torch.Tensor, Any, int]]:

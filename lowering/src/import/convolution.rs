@@ -38,6 +38,9 @@ fn convolution(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let padding = per_axis(&padding, axes, 0)?;
     let dilation = per_axis(&dilation, axes, 1)?;
     let groups = groups.int_or(1)?;
+    if groups != 1 && axes > 2 {
+        return Err("groups in three dimensions, which MLX has not".into());
+    }
     let x = channels_last(importer, x)?;
     let (attributes, weight) = if transposed.bool_or(false)? {
         let extra = per_axis(&output_padding, axes, 0)?;

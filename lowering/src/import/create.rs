@@ -179,7 +179,8 @@ fn eye(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     Ok(importer.fresh(value))
 }
 
-/// Evenly spaced numbers, counted from the nearer end, in float32.
+/// Evenly spaced float32 numbers, counted from the nearer end. Whole numbers are spaced in float64 and
+/// then cut, 16-bit floats in their own arithmetic: those are refused.
 fn spaced(
     importer: &mut Importer,
     start: &Item,
@@ -187,22 +188,19 @@ fn spaced(
     steps: &Item,
     result: DType,
 ) -> Result<Value, String> {
+    if result != DType::Float32 {
+        return Err(format!("evenly spaced {result} numbers"));
+    }
     let steps = steps.int()?;
     let mut ends = [start, end].map(|_| None);
     for (slot, item) in ends.iter_mut().zip([start, end]) {
-        let value = match item {
+        *slot = Some(match item {
             Item::Tensor(_) => {
                 let value = importer.value(item)?;
                 importer.builder.cast(value, result)?
             }
-            // A number is rounded to the result's dtype first where that is a whole one.
-            number if !result.is_float() => {
-                let whole = Scalar::Int(number.float()?.trunc() as i64);
-                importer.builder.scalar(whole, result)
-            }
-            number => importer.builder.scalar(number.scalar()?, DType::Float32),
-        };
-        *slot = Some(importer.builder.cast(value, DType::Float32)?);
+            number => importer.builder.scalar(number.scalar()?, result),
+        });
     }
     let [Some(start), Some(end)] = ends else {
         return Err("a range without ends".into());
@@ -228,16 +226,14 @@ fn linspace(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [start, end, steps, _] = call.bind(["start", "end", "steps", "dtype"])?;
     let dtype = call.result_dtype()?;
     let value = spaced(importer, &start, &end, &steps, dtype)?;
-    let value = importer.builder.cast(value, dtype)?;
     Ok(importer.fresh(value))
 }
 
 fn logspace(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let [start, end, steps, base, _] = call.bind(["start", "end", "steps", "base", "dtype"])?;
     let dtype = call.result_dtype()?;
-    let exponents = spaced(importer, &start, &end, &steps, DType::Float32)?;
+    let exponents = spaced(importer, &start, &end, &steps, dtype)?;
     let powers = Formula::Number(base.float_or(10.0)?).pow(exponents);
-    let value = importer.formula(&powers, DType::Float32)?;
-    let value = importer.builder.cast(value, dtype)?;
+    let value = importer.formula(&powers, dtype)?;
     Ok(importer.fresh(value))
 }

@@ -43,8 +43,8 @@ pub const UNARY: Claims = of_one! {
 /// Functions of one operand without an in-place form.
 pub const UNARY_ONLY: Claims = of_one! {
     "aten.signbit.default" => |x: Formula| x.sign_bit(),
-    "aten.isposinf.default" => |x: Formula| x.equal(f64::INFINITY),
-    "aten.isneginf.default" => |x: Formula| x.equal(f64::NEG_INFINITY),
+    "aten.isposinf.default" => |x: Formula| x.clone().infinite().and(x.greater(0.0)),
+    "aten.isneginf.default" => |x: Formula| x.clone().infinite().and(x.less(0.0)),
     "aten.angle.default" => angle,
     "aten.special_entr.default" => entr,
 };

@@ -46,18 +46,18 @@ impl Mlx {
             Device::Cpu => mlx_sys::mlx_compile_mode__MLX_COMPILE_MODE_NO_FUSE,
             Device::Gpu => mlx_sys::mlx_compile_mode__MLX_COMPILE_MODE_ENABLED,
         };
+        // SAFETY: sets a number, MLX's for the whole process: it is put back below.
+        check(unsafe { mlx_sys::mlx_set_compile_mode(mode) })?;
         let compiled = (|| {
             let payload = Rc::into_raw(slot.clone()).cast_mut().cast::<c_void>();
             let mut compiled = Compiled {
                 // SAFETY: an empty closure, freed by `Compiled`.
                 closure: unsafe { mlx_sys::mlx_closure_new() },
             };
-            // SAFETY: the payload is freed by `release`, and the two closures once each. The mode is
-            // MLX's for the whole process: it is set for this trace and put back.
+            // SAFETY: the payload is freed by `release`, and the two closures once each.
             unsafe {
                 let traced =
                     mlx_sys::mlx_closure_new_func_payload(Some(trace), payload, Some(release));
-                check(mlx_sys::mlx_set_compile_mode(mode))?;
                 let status = mlx_sys::mlx_compile(&mut compiled.closure, traced, false);
                 mlx_sys::mlx_closure_free(traced);
                 check(status)?;
