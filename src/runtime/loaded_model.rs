@@ -47,6 +47,7 @@ pub enum Requests {
 
 /// A step's requests and the layers that they are for, by vLLM's names.
 pub type LayerMetadata = (Vec<String>, Requests);
+
 impl LoadedModel {
     /// Allocates the KV caches, replacing earlier ones; returns their bytes.
     pub fn allocate_kv_cache(
