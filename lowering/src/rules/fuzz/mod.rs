@@ -12,7 +12,7 @@ pub use compare::compare;
 
 use super::{Numerics, Rule};
 use crate::dump::{Format, imported, write};
-use crate::interpret::{Interpreter, Precision, Tensor};
+use crate::interpret::{Data, Interpreter, Precision, Tensor, ulp};
 use crate::ir::{DType, Graph, TensorType, verify};
 use crate::rewrite::rewrite_by;
 use instance::{instance, recipes};
@@ -147,7 +147,7 @@ pub fn check(
     tokens: i64,
 ) -> Result<(), String> {
     let symbols = [tokens];
-    let run = |graph: &Graph, precision| {
+    let run = |graph: &Graph, precision, inputs: &[Tensor]| {
         let interpreter = Interpreter {
             precision,
             symbols: &symbols,
@@ -158,14 +158,49 @@ pub fn check(
     };
     verify(before).map_err(|reason| format!("the left side: {reason}"))?;
     verify(after).map_err(|reason| format!("the right side: {reason}"))?;
-    let old = run(before, Precision::Rounded).map_err(|_| UNDEFINED)?;
-    let new = run(after, Precision::Rounded)?;
-    let exact = run(before, Precision::Unrounded)?;
+    let old = run(before, Precision::Rounded, inputs).map_err(|_| UNDEFINED)?;
+    let new = run(after, Precision::Rounded, inputs)?;
+    let exact = run(before, Precision::Unrounded, inputs)?;
     for (output, ((old, new), exact)) in old.iter().zip(&new).zip(&exact).enumerate() {
-        compare(numerics, old, new, exact)
+        let condition = || {
+            let mut moved = vec![0f64; exact.len()];
+            for seed in 0..PERTURBATIONS {
+                let inputs: Vec<Tensor> = inputs.iter().map(|x| perturbed(x, seed)).collect();
+                let Ok(results) = run(before, Precision::Unrounded, &inputs) else {
+                    continue;
+                };
+                let values = results[output].to_f64().into_iter().zip(exact.to_f64());
+                for (most, (value, exact)) in moved.iter_mut().zip(values) {
+                    *most = most.max((value - exact).abs());
+                }
+            }
+            moved
+        };
+        compare(numerics, old, new, exact, condition)
             .map_err(|reason| format!("output {output}, {reason}\n{}", show(before, after)))?;
     }
     Ok(())
+}
+
+/// Ways in which inputs are moved to see how far a result moves.
+const PERTURBATIONS: u64 = 8;
+
+/// Every float moved by one unit in the last place of float32, up or down, as the seed says.
+fn perturbed(x: &Tensor, seed: u64) -> Tensor {
+    let mut random = Values(seed);
+    let data = match &x.data {
+        Data::Float(values) => Data::Float(
+            values
+                .iter()
+                .map(|value| match random.next().is_multiple_of(2) {
+                    true => value + ulp(DType::Float32, *value),
+                    false => value - ulp(DType::Float32, *value),
+                })
+                .collect(),
+        ),
+        Data::Int(values) => Data::Int(values.clone()),
+    };
+    Tensor { data, ..x.clone() }
 }
 
 fn show(before: &Graph, after: &Graph) -> String {
