@@ -5,7 +5,7 @@
 use super::call::{Call, Item};
 use super::dispatch::Claims;
 use super::graph::Importer;
-use crate::ir::{Binary, Convolution, Dim, Op, Value};
+use crate::ir::{Binary, Builder, Convolution, DType, Dim, Op, Value};
 
 /// Operators of this family.
 pub const CLAIMS: Claims = &[("aten.convolution.default", convolution)];
@@ -57,15 +57,30 @@ fn convolution(importer: &mut Importer, call: &Call) -> Result<Item, String> {
         };
         (attributes, channels_last(importer, weight)?)
     };
-    let mut value = importer
-        .builder
-        .add(Op::Convolution(attributes), &[x, weight])?;
-    if !bias.is_none() {
+    let convolution = Op::Convolution(attributes);
+    let value = if bias.is_none() {
+        importer.builder.add(convolution, &[x, weight])?
+    } else {
         let bias = importer.value(&bias)?;
-        value = importer.builder.binary(Binary::Add, value, bias)?;
-    }
+        biased(&mut importer.builder, convolution, [x, weight, bias])?
+    };
     let value = channels_first(importer, value)?;
     Ok(importer.fresh(value))
+}
+
+/// The sums and the bias, rounded once to the operands' dtype.
+fn biased(builder: &mut Builder, convolution: Op, operands: [Value; 3]) -> Result<Value, String> {
+    let dtype = builder.type_of(operands[0]).dtype;
+    let mut wide = operands;
+    if dtype.is_half() {
+        for operand in &mut wide {
+            *operand = builder.cast(*operand, DType::Float32)?;
+        }
+    }
+    let [x, weight, bias] = wide;
+    let sums = builder.add(convolution, &[x, weight])?;
+    let shifted = builder.binary(Binary::Add, sums, bias)?;
+    builder.cast(shifted, dtype)
 }
 
 /// The gradient of a convolution with respect to its input, as a convolution of the spread input.

@@ -176,6 +176,10 @@ fn nll(importer: &mut Importer, call: &Call) -> Lowered {
         0 => loss,
         _ => builder.reduce(Reduction::Sum, loss, axes, false)?,
     };
+    let total = match how {
+        0 => builder.scalar(Scalar::Int(0), DType::Float32),
+        _ => total,
+    };
     let value = match how {
         1 => builder.binary(crate::ir::Binary::Div, value, total)?,
         _ => value,

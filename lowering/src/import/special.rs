@@ -42,7 +42,6 @@ pub const UNARY: Claims = of_one! {
 
 /// Functions of one operand without an in-place form.
 pub const UNARY_ONLY: Claims = of_one! {
-    "aten.signbit.default" => |x: Formula| x.sign_bit(),
     "aten.isposinf.default" => |x: Formula| x.clone().infinite().and(x.greater(0.0)),
     "aten.isneginf.default" => |x: Formula| x.clone().infinite().and(x.less(0.0)),
     "aten.angle.default" => angle,
@@ -86,10 +85,21 @@ pub const WITH_IN_PLACE: Claims = &[
 /// Those without.
 pub const CLAIMS: Claims = &[
     ("aten.special_logit.default", logit),
+    ("aten.signbit.default", signbit),
     ("aten.isin.Tensor_Tensor", isin),
     ("aten.isin.Tensor_Scalar", isin),
     ("aten.isin.Scalar_Tensor", isin),
 ];
+
+fn signbit(importer: &mut Importer, call: &Call) -> Result<Item, String> {
+    let [x] = call.bind(["self"])?;
+    let of = importer.value(&x)?;
+    let whole = importer.builder.dtype(of).is_integral();
+    importer.compute(call, [&x], |[x]| match whole {
+        true => x.less(0.0),
+        false => x.sign_bit(),
+    })
+}
 
 fn trunc(x: Formula) -> Formula {
     x.trunc()

@@ -48,6 +48,7 @@ impl KernelChoice {
     pub(super) fn fits(&self, op: &Op) -> bool {
         let name = match op {
             Op::AddRmsNorm { .. } | Op::RmsNorm { .. } => "rms_norm",
+            Op::LayerNorm { .. } => "layer_norm",
             Op::GatedActivation { .. } => "gated_activation",
             _ => return false,
         };
@@ -57,16 +58,16 @@ impl KernelChoice {
 
 /// The kernel for an operator on such operands, where its contract takes them and it launches less
 /// than the reference: both results of add + norm at once, a norm whose weight is wider than its
-/// input, a gate and its product. A plain norm is one launch of MLX's already.
+/// input, a layer norm of halves, which the reference casts, a gate and its product. Another norm is
+/// one launch of MLX's already.
 pub fn choose(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Option<KernelChoice> {
     let (x, result) = (operands.first()?, results.first()?);
     let (dtype, width) = (x.dtype, x.shape.last()?.fixed()?);
+    let vector = |of: &&TensorType| of.shape.as_slice() == &x.shape[x.shape.len() - 1..];
     let norm = |has_residual: i64, rounded_sum: bool, weight: Option<&&TensorType>| {
         let weight_dtype = weight.map_or(dtype, |weight| weight.dtype);
         let takes = weight_dtype == dtype || weight_dtype == DType::Float32;
-        let flat =
-            weight.is_none_or(|weight| weight.shape.as_slice() == &x.shape[x.shape.len() - 1..]);
-        (takes && flat).then(|| {
+        (takes && weight.is_none_or(vector)).then(|| {
             let sizes = [
                 ("width", width),
                 ("has_residual", has_residual),
@@ -77,6 +78,22 @@ pub fn choose(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Opti
         })
     };
     let choice = match op {
+        Op::LayerNorm { .. } if dtype.is_half() => {
+            let (weight, bias) = (operands.get(1)?, operands.get(2));
+            let takes = weight.dtype == dtype || weight.dtype == DType::Float32;
+            let same = bias.is_none_or(|bias| bias.dtype == weight.dtype && vector(bias));
+            if !takes || !vector(weight) || !same || *result != **x {
+                return None;
+            }
+            let sizes = [
+                ("width", width),
+                ("has_residual", 0),
+                ("rounded_sum", 0),
+                ("has_weight", 1),
+                ("has_bias", i64::from(bias.is_some())),
+            ];
+            KernelChoice::new("layer_norm", &sizes, &[("T", dtype), ("W", weight.dtype)])
+        }
         Op::AddRmsNorm { rounded_sum, .. } => {
             let same = |of: &TensorType| of.dtype == dtype && of.shape == x.shape;
             let all_same = operands.get(1).is_some_and(|residual| same(residual));

@@ -38,6 +38,15 @@ pub fn run(
             norm(mlx, choice, x, Some(*residual), weight, eps.get())?
         }
         (Op::RmsNorm { eps }, [_, weight @ ..]) => norm(mlx, choice, x, None, weight, eps.get())?,
+        (Op::LayerNorm { eps }, [_, rest @ ..]) => {
+            let mut inputs = norm(mlx, choice, x, None, rest, eps.get())?;
+            let bias = match rest.get(1) {
+                Some(bias) => (*bias).clone(),
+                None => unused(mlx, &[1], choice, "W")?,
+            };
+            inputs.insert(3, bias);
+            inputs
+        }
         (Op::GatedActivation { .. }, _) => vec![x],
         (op, _) => {
             let reason = format!("{} has no kernel {:?}", op.name(), choice.name);
@@ -52,7 +61,7 @@ pub fn run(
         .collect()
 }
 
-/// `x`, `residual`, `weight`, `eps` of `rms_norm`.
+/// `x`, `residual`, `weight`, `eps` of `rms_norm`; `layer_norm` has its bias before `eps`.
 fn norm(
     mlx: &Mlx,
     choice: &KernelChoice,

@@ -51,7 +51,8 @@ pub fn add_rms_norm(
     Ok(Outputs::Two(normed, rounded))
 }
 
-/// `(x - mean) / sqrt(var + eps) * weight + bias`
+/// `(x - mean) / sqrt(var + eps) * weight + bias`, rounded once as in PyTorch: of a half `x`, `mx.fast`
+/// would round before the weight and before the bias, too.
 pub fn layer_norm(
     mlx: &Mlx,
     x: &Array,
@@ -60,6 +61,10 @@ pub fn layer_norm(
     eps: f64,
     result: DType,
 ) -> Result<Array> {
-    let normed = mlx.layer_norm(x, weight, bias, eps)?;
-    Ok(mlx.ensure(normed, result)?)
+    if weight.or(bias).is_none() || !result.is_half() {
+        let normed = mlx.layer_norm(x, weight, bias, eps)?;
+        return Ok(mlx.ensure(normed, result)?);
+    }
+    let normed = mlx.layer_norm(&mlx.cast(x, DType::Float32)?, weight, bias, eps)?;
+    Ok(mlx.cast(&normed, result)?)
 }

@@ -91,7 +91,13 @@ mod tests {
         let exact = Tensor::floats(DType::Float64, vec![1], vec![1e-3]);
         let moved_by = |moved| {
             let condition = || vec![moved];
-            compare(Numerics::Improves, &one(1e-3), &one(2e-3), &exact, condition)
+            compare(
+                Numerics::Improves,
+                &one(1e-3),
+                &one(2e-3),
+                &exact,
+                condition,
+            )
         };
         assert!(moved_by(1e-2).is_ok());
         assert!(moved_by(1e-4).is_err());
