@@ -63,7 +63,7 @@ def write_plan(vllm_config: VllmConfig, path: Path, cache: PlanCache | None = No
     """
     loader, folder = _loader(vllm_config)
     layers.register()
-    patches.apply()
+    patches.prepare(vllm_config.model_config)
     trace = WeightTrace()
     with ExitStack() as loading:
         tensors = checkpoint.check_directory(folder)

@@ -45,6 +45,11 @@ class MetalPlatform(Platform):
         return memory.total_memory()
 
     @classmethod
+    def num_compute_units(cls, device_id: int = 0) -> int:
+        """What Triton kernels are cut by; none runs here."""
+        return 1
+
+    @classmethod
     def set_device(cls, device: torch.device) -> None:
         pass
 

@@ -74,7 +74,7 @@ class MetalModelRunner(CPUModelRunner):
 
     def _load_model(self) -> nn.Module:
         """The model with its weights; the lowered path captures, lowers and maps them instead."""
-        patches.apply()
+        patches.prepare(self.model_config)
         loader = get_model_loader(self.load_config)
         with ExitStack() as loading:
             if isinstance(loader, DefaultModelLoader):  # the others read formats of their own

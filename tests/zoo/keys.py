@@ -12,7 +12,7 @@ from zoo.shrink import HIDDEN_SIZE, MOST_LAYERS, NUM_HEADS, VOCAB_SIZE, WINDOW, 
 
 _VALUES: dict[str, Any] = {
     "activation_function": "silu",
-    "attention_gate_func": "sigmoid",
+    "attention_gate_func": "softplus",
     "attn_implementation": None,
     "block_dim": HIDDEN_SIZE,
     "conv_dim": HIDDEN_SIZE,

@@ -74,4 +74,6 @@ def load(loader: Any, model: nn.Module, model_config: Any) -> None:
         if parameter.is_floating_point():
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             mean = 1.0 if parameter.dim() < 2 else 0.0
-            parameter.copy_(torch.normal(mean, STD, parameter.shape, generator=generator))
+            values = torch.normal(mean, STD, parameter.shape, generator=generator)
+            # vLLM keeps a decay as what it loads `A_log` to: negative, or the state grows.
+            parameter.copy_(-values.exp() if name.endswith(".A") else values)

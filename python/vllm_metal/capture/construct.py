@@ -21,7 +21,7 @@ def construct(vllm_config: VllmConfig) -> nn.Module:
     values. vLLM's process groups must exist (see ``single_process``).
     """
     layers.register()
-    patches.apply()
+    patches.prepare(vllm_config.model_config)
     with set_default_torch_dtype(vllm_config.model_config.dtype), _weightless_parameters():
         model = initialize_model(vllm_config=vllm_config).eval()
     patches.apply()
