@@ -122,7 +122,10 @@ class MetalAttentionImpl(AttentionImpl[MetalAttentionMetadata]):
         kv_sharing_target_layer_name: str | None = None,
         sinks: torch.Tensor | None = None,
         use_alibi_sqrt: bool = False,
+        chunk_lookback: int = -1,
     ) -> None:
+        if chunk_lookback > -1:
+            raise NotImplementedError("attention to whole chunks of tokens before a query's own")
         self.num_heads = num_heads
         self.head_size = head_size
         self.scale = float(scale)

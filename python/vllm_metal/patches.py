@@ -35,10 +35,15 @@ REPLACEMENTS = {
     "vllm.models.beam.nvidia.activation": "vllm_metal.fused.activation",
     "vllm.models.beam.nvidia.attention_ops": "vllm_metal.fused.attention_inputs",
     "vllm.models.beam.nvidia.layernorm": "vllm_metal.fused.residual_norm",
+    "vllm.models.flint.model": "vllm_metal.fused.sink_attention",
     "vllm.triton_utils": "vllm_metal.triton_placeholder",
     "vllm.v1.worker.mamba_utils": "vllm_metal.recurrent.alignment",
 }
 """vLLM's modules, and ours that replace methods of them."""
+
+PORTABLE = {"KimiLinearForCausalLM": "vllm.models.kimi_k3.amd.linear:KimiLinearForCausalLM"}
+"""Models of which vLLM has a form for each vendor, and the one that needs no kernels of its own,
+which vLLM takes by itself on some platforms."""
 
 
 def replaces(owner: Any, method: str) -> Callable[[_F], _F]:
@@ -87,9 +92,20 @@ def provides(owner: Any, name: str) -> Callable[[_F], _F]:
 def prepare(model_config: Any) -> None:
     """Before a model is built: its module and those of its layers are imported and replaced, so
     that what they keep a reference to is ours."""
+    register_portable()
     apply()  # Triton's placeholder comes before the modules that ask it for more than it has
     get_model_architecture(model_config)
     apply()
+
+
+def register_portable() -> None:
+    """Have vLLM's registry name the forms that run here."""
+    from vllm.model_executor.models.registry import ModelRegistry, _LazyRegisteredModel
+
+    for architecture, place in PORTABLE.items():
+        module, name = place.split(":")
+        if ModelRegistry.models[architecture].module_name != module:
+            ModelRegistry.models[architecture] = _LazyRegisteredModel(module, name)
 
 
 def apply() -> None:

@@ -136,7 +136,7 @@ def _against_torch(directory: Path, added: list[str], outcome: Outcome) -> None:
     from zoo import synthetic
     from zoo.compare import ask
 
-    synthetic.write_config(outcome.case.architecture, directory)
+    synthetic.write_config(outcome.case.architecture, directory, added)
     outcome.result = "failed to load"
     dummy_loader.DummyModelLoader.load_weights = synthetic.load  # type: ignore[method-assign]
     llm = LLM(model=str(directory), load_format="dummy", **ENGINE)  # type: ignore[arg-type]

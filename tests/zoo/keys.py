@@ -15,15 +15,21 @@ _VALUES: dict[str, Any] = {
     "attention_gate_func": "softplus",
     "attn_implementation": None,
     "block_dim": HIDDEN_SIZE,
+    "bskcn_1": [1],
+    "bskcn_2": [1],
+    "bskcn_3": [2],
+    "bskcn_4": [2],
+    "bskcn_tv": [0.9, 0.8],
     "conv_dim": HIDDEN_SIZE,
     "decoder_sparse_step": 1,
+    "dim_model_base": HIDDEN_SIZE // 2,
     "emb_neighbor_num": 3,
     "emb_split_num": 2,
+    "first_k_dense_replace": 1,
     "head_dim": 16,
     "hidden_act": "silu",
     "hidden_activation": "gelu_pytorch_tanh",
     "hybrid_layer_pattern": [0, 1, 1, 0],
-    "interleaved_sliding_window": [WINDOW],
     "interpolation_factor": None,
     "is_causal": True,
     "expert_hidden_dim": 96,
@@ -31,6 +37,8 @@ _VALUES: dict[str, Any] = {
     "max_position_embedding": 256,
     "max_window_layers": 0,
     "merged_lora": None,
+    "linear_conv_kernel_dim": 4,
+    "linear_num_key_heads": NUM_HEADS,
     "mla_scale_kv_lora": True,
     "mla_scale_q_lora": True,
     "mlp_only_layers": [],
@@ -64,13 +72,39 @@ _VALUES: dict[str, Any] = {
     "zero_expert_type": "identity",
 }
 
-ALWAYS = {"use_routing_bias": True, "qk_norm": True, "topk_method": "noaux_tc"}
+ALWAYS = {
+    "mla_use_nope": True,
+    "use_routing_bias": True,
+    "qk_norm": True,
+    "topk_method": "noaux_tc",
+}
 """Keys that vLLM can do without, and then drops weights that Hugging Face's models have."""
+
+BY_LAYER: dict[str, list[Any]] = {
+    "block_configs": [
+        {
+            "attention": {"no_op": False, "n_heads_in_group": 2},
+            "ffn": {"no_op": False, "ffn_mult": 1.5},
+        },
+        {"attention": {"no_op": True}, "ffn": {"no_op": False, "intermediate_size": 96}},
+    ],
+    "interleaved_sliding_window": [WINDOW, None],
+    "layer_types": ["sliding_attention", "full_attention"],
+    "per_layer_config": [{"head_dim": 16, "num_attention_heads": NUM_HEADS}],
+    "window_sizes": [[WINDOW, 0], [-1, -1]],
+}
+"""Keys with a value for each layer, which these are repeated for."""
 
 REQUIRED = {
     "kda_allow_negative_eigenvalues": False,
     "layer_group_size": 2,  # hybrids of linear and full attention that would have but one of them
+    "block_attn_res_block_size": 2,
+    "moe_layers_enum": "1,2",
+    "need_fp32_gate": True,
     "no_kda_lora": True,
+    "router_bias_correction": True,
+    "router_score_function": "sigmoid",
+    "use_moe_router_bias": True,
 }
 """What vLLM's models insist on where a class's default, or no key at all, is refused."""
 
@@ -81,6 +115,7 @@ _RULES: list[tuple[str, Any]] = [
     (r"multi_query_attention", True),
     (r"use_.*|.*_bias|bias|enable_.*|need_.*|.*_residual_connection.*|.*multimodal", False),
     (r".*(scale_factor|multiplier|scaling(_factor)?|output_mult)|scale_(emb|depth)", 1.25),
+    (r"(attn|final)_logit_softcapping", 30.0),
     (r"padded_vocab_size", VOCAB_SIZE),
     (r"(mova_)?num_experts|moe_num_experts", 8),
     (r"(mova_)?num_experts_per_tok|moe_top_k", 2),
@@ -96,6 +131,11 @@ def value(name: str, config: dict[str, Any]) -> Any:
     """
     if name in _VALUES:
         return _VALUES[name]
+    if name in BY_LAYER:
+        kinds = BY_LAYER[name]
+        return [kinds[layer % len(kinds)] for layer in range(config["num_hidden_layers"])]
+    if name == "n_layer":
+        return config["num_hidden_layers"]
     plain = name.removeprefix("swa_")
     if plain != name and config.get(plain) is not None:
         return config[plain]  # layers with a window are as the others

@@ -41,7 +41,13 @@ def _intermediate_size(default: int, fields: dict[str, Any]) -> int:
 
 
 def _head_size(default: int, fields: dict[str, Any]) -> int:
-    return max(4, default // 8)
+    return max(4, default // 8) if default else 0
+
+
+def _merged_size(default: int, fields: dict[str, Any]) -> int:
+    # Of the patches of a square, side by side.
+    merge_size = fields.get("merge_size")
+    return merge_size**2 * HIDDEN_SIZE if merge_size else default
 
 
 def _kv_heads(default: int, fields: dict[str, Any]) -> int:
@@ -64,6 +70,7 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
     # sizes
     (r"hidden_size|d_model|n_embd|word_embed_proj_dim|dim_model_base", _fixed(HIDDEN_SIZE)),
+    (r"out_hidden_size", _merged_size),
     (r"attention_hidden_size|mamba_d_ssm|ple_embed_dim", _fixed(2 * HIDDEN_SIZE)),
     (r"hidden_size_per_layer_input|moe_latent_size", _fixed(32)),
     (r".*intermediate_size.*|ffn_dim|.*ffn_hidden_size|n_inner|d_ff", _intermediate_size),
@@ -235,6 +242,9 @@ def _indices(values: list[Any], after: int) -> list[Any]:
 
 def _shrink_nested(name: str, value: dict[str, Any], before: int, after: int) -> dict[str, Any]:
     """Fields of a nested configuration, of rope parameters, or of single layers."""
+    own = next((value[n] for n in _LAYER_COUNTS if _is_count(value.get(n))), None)
+    if own is not None:
+        before, after = own, min(own, _num_layers(value, own))
     added: dict[str, Any] = _NESTED.get(name, {})
     nested = dict(added)
     for key, item in value.items():

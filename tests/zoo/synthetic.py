@@ -5,11 +5,13 @@ and random weights under vLLM's own names."""
 import json
 import re
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig, LlamaConfig
 
 from vllm_metal.capture import capture_config, construct, single_process
 from zoo import keys
@@ -20,13 +22,44 @@ MOST_KEYS = 40
 _MISSING = re.compile(r"'\w*' object has no attribute '(\w+)'")
 
 
-def write_config(architecture: str, directory: Path) -> None:
-    """Write `config.json` with every key that constructing vLLM's model asks for.
+class Fields(dict[str, Any]):
+    """An object of a configuration whose keys are attributes, too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class SyntheticConfig(LlamaConfig):
+    """What a checkpoint's own configuration class does: every key is an attribute."""
+
+    model_type = "synthetic"
+
+    def __init__(self, **keys: Any) -> None:
+        super().__init__(**keys)
+        for name in keys.keys() - {"rope_scaling", "rope_parameters"}:
+            setattr(self, name, _fields(keys[name]))
+
+
+def _fields(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Fields({name: _fields(item) for name, item in value.items()})
+    return [_fields(item) for item in value] if isinstance(value, list) else value
+
+
+def write_config(architecture: str, directory: Path, added: list[str]) -> None:
+    """Write `config.json` with every key that constructing vLLM's model asks for, and those that
+    running it turned out to lack.
 
     Raises what constructing raises once no key is missing whose value is known.
     """
+    AutoConfig.register(SyntheticConfig.model_type, SyntheticConfig, exist_ok=True)
     path = directory / "config.json"
     config = _beginning(architecture)
+    for name in added:
+        config.setdefault(name, keys.value(name, config))
     for _ in range(MOST_KEYS):
         path.write_text(json.dumps(config))
         try:
@@ -46,20 +79,43 @@ def write_config(architecture: str, directory: Path) -> None:
 
 
 def _beginning(architecture: str) -> dict[str, Any]:
-    """A configuration class of the same name if there is one, or the plainest."""
+    """A configuration class of the same name if there is one; or the plainest, with what the
+    model's source says about experts and kinds of layers."""
     from transformers import CONFIG_MAPPING
     from vllm.model_executor.models import registry
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
-    module = registry._TEXT_GENERATION_MODELS[architecture][0].rsplit(".", 1)[-1]
+    home = registry._TEXT_GENERATION_MODELS[architecture][0]
+    module = home.rsplit(".", 1)[-1]
     stem = re.sub(r"(ForCausalLM|ForConditionalGeneration|Model)$", "", architecture)
     known = {_plain(name): name for name in [*CONFIG_MAPPING.keys(), *_CONFIG_REGISTRY]}
-    name = known.get(_plain(stem)) or known.get(_plain(module)) or "llama"
-    config_class = _CONFIG_REGISTRY[name] if name in _CONFIG_REGISTRY else CONFIG_MAPPING[name]
-    config = shrink(config_class).to_dict()
+    name = known.get(_plain(stem)) or known.get(_plain(module))
+    if name is None:
+        name = SyntheticConfig.model_type
+        config = shrink(LlamaConfig).to_dict()
+        config |= _mentioned(home, config)
+    else:
+        config_class = _CONFIG_REGISTRY[name] if name in _CONFIG_REGISTRY else CONFIG_MAPPING[name]
+        config = shrink(config_class).to_dict()
     if "initializer_range" in config:
         config["initializer_range"] = 1.0  # some divide vectors by it, and `load` draws them near 1
     return config | keys.REQUIRED | {"model_type": name, "architectures": [architecture]}
+
+
+def _mentioned(home: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Keys about experts that a model does without, and then has none; and the kinds of layers that
+    its source tells apart."""
+    spec = find_spec(home if home.startswith("vllm.") else f"vllm.model_executor.models.{home}")
+    if spec is None or spec.origin is None:
+        return {}
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    found = re.findall(r"attr\(\s*config, \"(num_experts|n_routed_experts|first_k_\w+)\"", source)
+    values = {key: keys.value(key, config) for key in found}
+    kinds = [kind for kind in ("linear_attention", "full_attention") if f'"{kind}"' in source]
+    if len(kinds) > 1:
+        layers = range(config["num_hidden_layers"])
+        values["layer_types"] = [kinds[layer % len(kinds)] for layer in layers]
+    return values
 
 
 def _plain(name: str) -> str:

@@ -31,22 +31,32 @@ def qk_norm_rope(
     queries times `(1 + (position + 1) / 2048) ** 0.1`. Keys are not written to a cache here."""
     if kv_cache is not None:
         raise NotImplementedError("keys that are written to the cache together with their norm")
-    q = rms_norm(q.unflatten(-1, (-1, head_dim)), q_weight, eps)
-    k = rms_norm(k.unflatten(-1, (-1, head_dim)), k_weight, eps)
-    if rotary_dim:
-        assert cos_sin_cache is not None
-        cos, sin = cos_sin_cache[positions].float().unsqueeze(1).chunk(2, dim=-1)
-        q, k = (_rotate(x, cos, sin, rotary_dim, is_neox_style) for x in (q, k))
-    elif ssmax:
+    table = cos_sin_cache if rotary_dim else None
+    q = norm_and_rotate(q, q_weight, eps, positions, table, is_neox_style)
+    k = norm_and_rotate(k, k_weight, eps, positions, table, is_neox_style)
+    if ssmax and table is None:
         scale = torch.exp(0.1 * torch.log1p((positions.float() + 1) / 2048.0))
-        q = (q.float() * scale[:, None, None]).to(q.dtype)
-    return q.flatten(1), k.flatten(1)
+        q = (q.float() * scale[:, None]).to(q.dtype)
+    return q, k
 
 
-def _rotate(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotary_dim: int, is_neox_style: bool
+def norm_and_rotate(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    positions: torch.Tensor,
+    table: torch.Tensor | None,
+    is_neox_style: bool = True,
 ) -> torch.Tensor:
-    turned, rest = x[..., :rotary_dim].float(), x[..., rotary_dim:]
+    """x [num_tokens, heads * head_dim], normed by head with weight [head_dim], and rotated by the
+    cosines and sines of a table [max_position, rotary_dim]."""
+    x = rms_norm(x.unflatten(-1, (-1, weight.shape[0])), weight, eps)
+    return (x if table is None else _rotate(x, table[positions], is_neox_style)).flatten(1)
+
+
+def _rotate(x: torch.Tensor, angles: torch.Tensor, is_neox_style: bool) -> torch.Tensor:
+    cos, sin = angles.float().unsqueeze(1).chunk(2, dim=-1)
+    turned, rest = x[..., : angles.shape[-1]].float(), x[..., angles.shape[-1] :]
     if is_neox_style:
         a, b = turned.chunk(2, dim=-1)
         turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
