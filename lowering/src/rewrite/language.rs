@@ -219,6 +219,18 @@ static PREDICATES: &[Predicate] = &[
         accepts: any,
     },
     Predicate {
+        name: "erf",
+        kind: "erf",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
+        name: "pow",
+        kind: "pow",
+        commutative: false,
+        accepts: any,
+    },
+    Predicate {
         name: "sigmoid",
         kind: "sigmoid",
         commutative: false,

@@ -4,6 +4,7 @@
 mod attention;
 #[cfg(test)]
 mod fuzz;
+mod gelu;
 #[cfg(test)]
 mod golden;
 mod index;
@@ -213,6 +214,7 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
         .iter()
         .chain(rope::RULES)
         .chain(attention::RULES)
+        .chain(gelu::RULES)
         .chain(mlp::RULES)
         .chain(linear::RULES)
         .chain(index::RULES)
@@ -243,6 +245,7 @@ mod tests {
             .iter()
             .chain(rope::tests::CASES)
             .chain(attention::tests::CASES)
+            .chain(gelu::tests::CASES)
             .chain(mlp::tests::CASES)
             .chain(linear::tests::CASES)
             .chain(index::tests::CASES)

@@ -4,8 +4,9 @@
 //! ```text
 //! s = (add a:bf16[t,8] b:bf16[t,8]); (rms_norm:1e-6 s w:bf16[8]); s
 //! ```
-//! `name:dtype[sizes]` is an input, `t` the token count, a number a float32 constant, attributes
-//! follow the operator's name; `name = term` names a term, other terms are outputs.
+//! `name:dtype[sizes]` is an input, `t` the token count, a number a constant (float32, or as in
+//! `0.5:bf16`), attributes follow the operator's name; `name = term` names a term, other terms are
+//! outputs.
 
 use super::Rule;
 use crate::ir::{Activation, AttentionMask, Scores, TensorType, Unary, Value};
@@ -148,11 +149,11 @@ impl Reader {
         if let Some(value) = self.names.get(token) {
             return *value;
         }
-        if let Ok(number) = token.parse() {
+        let (name, kind) = token.split_once(':').unwrap_or((token, "f32"));
+        if let Ok(number) = name.parse() {
             let number = Scalar::Float(Float::new(number));
-            return self.builder.scalar(number, DType::Float32);
+            return self.builder.scalar(number, dtype(kind));
         }
-        let (name, kind) = token.split_once(':').expect("an input with its type");
         let (of, shape) = kind.split_once('[').expect("a shape");
         let leaf = TensorType {
             dtype: dtype(of),

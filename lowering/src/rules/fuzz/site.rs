@@ -122,6 +122,22 @@ pub const SITES: &[(Site, Option<&str>)] = &[
     (gate, None),
     (gate_pair, None),
     (gate_halves, Some("gated_activation")),
+    (
+        |env, values| written_out_gelu(env, values, env.dtype),
+        Some("erf"),
+    ),
+    (
+        |env, values| written_out_gelu(env, values, DType::Float32),
+        Some("erf"),
+    ),
+    (
+        |env, values| written_out_gelu(env, values, env.dtype),
+        Some("tanh"),
+    ),
+    (
+        |env, values| written_out_gelu(env, values, DType::Float32),
+        Some("tanh"),
+    ),
     (linear, None),
     (gather, None),
     (batches, None),
@@ -316,6 +332,18 @@ fn gate_pair(env: &Env, values: &mut Values) -> Option<()> {
     values.input(env.dtype, &[env.t(), Dim::Fixed(env.columns)]);
     values.constant(1.702, DType::Float32);
     values.constant(0.5, env.dtype);
+    Some(())
+}
+
+/// An operand and the constants of GELU's two forms: as the operand, and what is float32.
+fn written_out_gelu(env: &Env, values: &mut Values, dtype: DType) -> Option<()> {
+    values.input(dtype, &[env.t(), Dim::Fixed(env.columns)]);
+    for number in [0.5, 1.0, 3.0] {
+        values.constant(number, dtype);
+    }
+    for number in [0.044715, 0.7978845608028654, std::f64::consts::SQRT_2] {
+        values.constant(number, DType::Float32);
+    }
     Some(())
 }
 
