@@ -11,8 +11,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TypeVar
 
-from vllm.model_executor.model_loader.utils import get_model_architecture
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _LAYERS = "vllm.model_executor.layers"
@@ -36,6 +34,7 @@ REPLACEMENTS = {
     "vllm.models.beam.nvidia.attention_ops": "vllm_metal.fused.attention_inputs",
     "vllm.models.beam.nvidia.layernorm": "vllm_metal.fused.residual_norm",
     "vllm.models.flint.model": "vllm_metal.fused.sink_attention",
+    "vllm.models.kimi_k3.nvidia.ops.attn_res": "vllm_metal.fused.attention_residual",
     "vllm.triton_utils": "vllm_metal.triton_placeholder",
     "vllm.v1.worker.mamba_utils": "vllm_metal.recurrent.alignment",
 }
@@ -92,6 +91,8 @@ def provides(owner: Any, name: str) -> Callable[[_F], _F]:
 def prepare(model_config: Any) -> None:
     """Before a model is built: its module and those of its layers are imported and replaced, so
     that what they keep a reference to is ours."""
+    from vllm.model_executor.model_loader.utils import get_model_architecture
+
     register_portable()
     apply()  # Triton's placeholder comes before the modules that ask it for more than it has
     get_model_architecture(model_config)

@@ -93,3 +93,31 @@ def test_residual_norm() -> None:
     assert y is not None
     torch.testing.assert_close(y, F.rms_norm(expected, (8,), b, 1e-6))
     assert norm_residual_norm(x, residual, a, 1e-5, None, None, (0.6, 0.8))[1] is None
+
+
+def test_attention_residual() -> None:
+    from vllm_metal.fused.attention_residual import attention_residual
+
+    prefix, delta, blocks = torch.randn(3, 8), torch.randn(3, 8), torch.randn(3, 4, 8)
+    norm, qk, out = torch.rand(8), torch.randn(8), torch.rand(8)
+    total, before = prefix + delta, blocks.clone()
+    y = attention_residual(prefix, delta, blocks, norm, qk, out, 2, 2, 1e-5, 1e-6)
+    sources = torch.stack([before[:, 0], before[:, 1], total], dim=1)
+    weights = (F.rms_norm(sources, (8,), norm, 1e-5) @ qk).softmax(-1)
+    mixed = torch.einsum("ts,tsn->tn", weights, sources)
+    torch.testing.assert_close(y, F.rms_norm(mixed, (8,), out, 1e-6))
+    torch.testing.assert_close(prefix, total)
+    torch.testing.assert_close(blocks[:, 2], total)
+    assert torch.equal(blocks[:, [0, 1, 3]], before[:, [0, 1, 3]])
+
+
+def test_expert_values() -> None:
+    from vllm_metal.fused.expert_values import expert_values
+
+    x, experts = torch.randn(5, 4), torch.randn(3, 6, 4)
+    weights, ids = torch.rand(5, 2), torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2], [2, 1]])
+    expected = torch.zeros(5, 6)
+    for token in range(5):
+        for weight, expert in zip(weights[token], ids[token], strict=True):
+            expected[token] += weight * F.silu(experts[expert] @ x[token])
+    torch.testing.assert_close(expert_values(None, x, experts, weights, ids), expected)

@@ -3,6 +3,7 @@
 
 from collections import Counter
 
+from vllm_metal import patches
 from zoo.case import Outcome
 
 _HEADER = """<!-- SPDX-License-Identifier: Apache-2.0 -->
@@ -14,11 +15,22 @@ lowered path in float32 on MLX's CPU back-end. *passed*: every greedy token is t
 ties with it within 1e-3) and no top-10 log-probability is further from it than 2e-4.
 """
 
+_PATCHES = """
+## Patch points
+
+What of vLLM has CUDA or Triton forms only, and what is in its place
+(`python/vllm_metal/patches.py`). vLLM's PyTorch model runs the same definition, so where Hugging
+Face has no model to compare with, it is part of the reference too.
+
+| of vLLM | in its place |
+|---|---|"""
+
 GOOD = ("passed", "as vLLM")
 
 
 def read(table: str) -> dict[str, str]:
     """Results by architecture, from what `table` wrote."""
+    table = table.split("## Patch points")[0]
     rows = [line.split("|") for line in table.splitlines() if line.startswith("| ")]
     return {row[1].strip(): row[3].strip() for row in rows[1:] if row[1].strip() != "architecture"}
 
@@ -63,7 +75,16 @@ def table(outcomes: list[Outcome]) -> str:
                 f"| {o.case.architecture} | {o.kinds} | {o.result} | {difference} | {islands} "
                 f"| {reason} |"
             )
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, _patch_points()]) + "\n"
+
+
+def _patch_points() -> str:
+    """What of vLLM is replaced by PyTorch: for the rows above, part of both sides."""
+    replaced = [
+        f"| `{theirs}` | `{ours}` |" for theirs, ours in sorted(patches.REPLACEMENTS.items())
+    ]
+    chosen = [f"| {name} | `{place}` |" for name, place in sorted(patches.PORTABLE.items())]
+    return "\n".join([_PATCHES, *replaced, *chosen])
 
 
 def _groups(outcomes: list[Outcome]) -> list[tuple[str, list[Outcome]]]:

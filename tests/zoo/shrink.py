@@ -46,7 +46,7 @@ def _head_size(default: int, fields: dict[str, Any]) -> int:
 
 def _merged_size(default: int, fields: dict[str, Any]) -> int:
     # Of the patches of a square, side by side.
-    merge_size = fields.get("merge_size")
+    merge_size = fields.get("vision_config", {}).get("merge_size")
     return merge_size**2 * HIDDEN_SIZE if merge_size else default
 
 
