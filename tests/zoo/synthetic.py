@@ -75,25 +75,29 @@ def write_config(architecture: str, directory: Path, added: list[str]) -> None:
                 config[missing[1]] = keys.value(missing[1], config)
             except KeyError:
                 raise error from None
+        except RuntimeError:  # a model of experts that was told of none
+            experts = _expert_keys(architecture, config)
+            if experts.keys() <= config.keys():
+                raise
+            config |= experts
     raise ValueError(f"{architecture} asks for more than {MOST_KEYS} keys")
 
 
 def _beginning(architecture: str) -> dict[str, Any]:
-    """A configuration class of the same name if there is one; or the plainest, with what the
-    model's source says about experts and kinds of layers."""
+    """A configuration class of the same name if there is one; or the plainest, with the kinds of
+    layers that the model's source tells apart."""
     from transformers import CONFIG_MAPPING
     from vllm.model_executor.models import registry
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
-    home = registry._TEXT_GENERATION_MODELS[architecture][0]
-    module = home.rsplit(".", 1)[-1]
+    module = registry._TEXT_GENERATION_MODELS[architecture][0].rsplit(".", 1)[-1]
     stem = re.sub(r"(ForCausalLM|ForConditionalGeneration|Model)$", "", architecture)
     known = {_plain(name): name for name in [*CONFIG_MAPPING.keys(), *_CONFIG_REGISTRY]}
     name = known.get(_plain(stem)) or known.get(_plain(module))
     if name is None:
         name = SyntheticConfig.model_type
         config = shrink(LlamaConfig).to_dict()
-        config |= _mentioned(home, config)
+        config |= _layer_kinds(architecture, config)
     else:
         config_class = _CONFIG_REGISTRY[name] if name in _CONFIG_REGISTRY else CONFIG_MAPPING[name]
         config = shrink(config_class).to_dict()
@@ -102,20 +106,28 @@ def _beginning(architecture: str) -> dict[str, Any]:
     return config | keys.REQUIRED | {"model_type": name, "architectures": [architecture]}
 
 
-def _mentioned(home: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Keys about experts that a model does without, and then has none; and the kinds of layers that
-    its source tells apart."""
+def _source(architecture: str) -> str:
+    from vllm.model_executor.models import registry
+
+    home = registry._TEXT_GENERATION_MODELS[architecture][0]
     spec = find_spec(home if home.startswith("vllm.") else f"vllm.model_executor.models.{home}")
-    if spec is None or spec.origin is None:
-        return {}
-    source = Path(spec.origin).read_text(encoding="utf-8")
-    found = re.findall(r"attr\(\s*config, \"(num_experts|n_routed_experts|first_k_\w+)\"", source)
-    values = {key: keys.value(key, config) for key in found}
+    return "" if spec is None or spec.origin is None else Path(spec.origin).read_text("utf-8")
+
+
+def _expert_keys(architecture: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Keys about experts that a model's source asks for without insisting on them."""
+    pattern = r"attr\(\s*config, \"(num_experts|n_routed_experts|first_k_\w+)\""
+    return {key: keys.value(key, config) for key in re.findall(pattern, _source(architecture))}
+
+
+def _layer_kinds(architecture: str, config: dict[str, Any]) -> dict[str, Any]:
+    """`layer_types`, where a model has two kinds of layers that are not known by default."""
+    source = _source(architecture)
     kinds = [kind for kind in ("linear_attention", "full_attention") if f'"{kind}"' in source]
-    if len(kinds) > 1:
-        layers = range(config["num_hidden_layers"])
-        values["layer_types"] = [kinds[layer % len(kinds)] for layer in layers]
-    return values
+    if len(kinds) < 2:
+        return {}
+    layers = range(config["num_hidden_layers"])
+    return {"layer_types": [kinds[layer % len(kinds)] for layer in layers]}
 
 
 def _plain(name: str) -> str:
