@@ -284,6 +284,9 @@ def read_kv_cache(
 
 
 @register_backend(AttentionBackendEnum.CUSTOM)
+# Models whose values are narrower than their keys ask for these by name.
+@register_backend(AttentionBackendEnum.FLASH_ATTN_DIFFKV)
+@register_backend(AttentionBackendEnum.TRITON_ATTN_DIFFKV)
 class MetalAttentionBackend(AttentionBackend):
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -298,6 +301,16 @@ class MetalAttentionBackend(AttentionBackend):
     @staticmethod
     def get_builder_cls() -> type[MetalAttentionMetadataBuilder]:
         return MetalAttentionMetadataBuilder
+
+    @classmethod
+    def is_supported_on_current_device(
+        cls, head_size: int, head_size_v: int, has_sinks: bool
+    ) -> bool:
+        return True
+
+    @classmethod
+    def set_head_size_v(cls, head_size_v: int) -> None:
+        """Nothing to remember: each layer's values say how wide they are."""
 
     @classmethod
     def supports_attn_type(cls, attn_type: str) -> bool:

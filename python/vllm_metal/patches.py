@@ -18,6 +18,7 @@ _FLA = "vllm.third_party.flash_linear_attention.ops"
 
 REPLACEMENTS = {
     f"{_LAYERS}.attention.mla_attention": "vllm_metal.latent_attention",
+    f"{_LAYERS}.fused_moe.router.zero_expert_router": "vllm_metal.layers.zero_experts",
     f"{_LAYERS}.mamba.mamba_mixer": "vllm_metal.recurrent.mamba",
     f"{_LAYERS}.mamba.mamba_mixer2": "vllm_metal.recurrent.mamba2",
     f"{_LAYERS}.mamba.short_conv": "vllm_metal.recurrent.short_conv",

@@ -14,6 +14,8 @@ TOLERANCE = 2e-4
 """Largest difference of a top-10 log-probability in float32."""
 
 
+CHANGED = "reference changed"
+"""Begins the reason of a row whose reference is not quite Hugging Face's."""
 TIE = 1e-3
 """Tokens whose log-probabilities are this near may change places."""
 ENGINE = {
@@ -108,16 +110,20 @@ def run(case: Case, directory: Path, added: list[str], torch: bool = False) -> O
 
 
 def _against_transformers(directory: Path, added: list[str], outcome: Outcome) -> None:
-    from zoo import checkpoint
-    from zoo.compare import ask, compare, log_probabilities, prompts
+    from zoo import checkpoint, differences
+    from zoo.compare import LENGTHS, ask, compare, log_probabilities, prompts, sees_whole_prompt
 
     model = checkpoint.build(outcome.case.architecture, directory)
-    log_probabilities(model, prompts()[1])  # Hugging Face's model itself must run
+    outcome.reason = differences.adjust(model, outcome.case.architecture)
+    log_probabilities(model, prompts()[1], [])  # Hugging Face's model itself must run
     _add_keys(directory / "config.json", added)
     outcome.result = "failed to load"
     from vllm import LLM
 
-    llm = LLM(model=str(directory), **ENGINE)  # type: ignore[arg-type]
+    engine = dict(ENGINE)
+    if sees_whole_prompt(model.config):
+        engine["max_num_batched_tokens"] = max(LENGTHS)
+    llm = LLM(model=str(directory), **engine)  # type: ignore[arg-type]
     _describe(llm, outcome)
     outcome.result = "failed to run"
     answers = ask(llm)
@@ -126,7 +132,8 @@ def _against_transformers(directory: Path, added: list[str], outcome: Outcome) -
     outcome.largest_difference = comparison.largest_difference
     outcome.result = "passed" if comparison.equal else "differs"
     if not comparison.equal:
-        outcome.reason = f"{comparison.different_tokens} greedy tokens are not Hugging Face's"
+        wrong = f"{comparison.different_tokens} greedy tokens are not Hugging Face's"
+        outcome.reason = "; ".join(filter(None, [outcome.reason, wrong]))
 
 
 def _against_torch(directory: Path, added: list[str], outcome: Outcome) -> None:
@@ -154,10 +161,13 @@ def _add_keys(path: Path, added: list[str]) -> None:
     if "topk_method" not in config:
         config.setdefault("scoring_func", "sigmoid")  # goes with `noaux_tc`
     config = keys.ALWAYS | config
-    for name in added:
+    for name in [key for one in added for key in (one, *keys.TOGETHER.get(one, ()))]:
         with contextlib.suppress(KeyError):
             config.setdefault(name, keys.value(name, config))
     path.write_text(json.dumps(config))
+    generation = {name: config[name] for name in keys.GENERATION if name in config}
+    if generation:
+        path.with_name("generation_config.json").write_text(json.dumps(generation))
 
 
 def _describe(llm: Any, outcome: Outcome) -> None:

@@ -7,6 +7,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from zoo import differences
 from zoo.shrink import shrink
 
 STD = 0.1
@@ -15,7 +16,10 @@ without rotary embeddings still passes for the right one."""
 
 
 def build(architecture: str, directory: Path) -> PreTrainedModel:
-    """Draw a model in float32, save it to `directory` and return it in evaluation mode."""
+    """Draw a model in float32, save it to `directory` and return it in evaluation mode.
+
+    Tensors are renamed to what vLLM's loader asks for where that is something else.
+    """
     model_class = getattr(transformers, architecture)
     config = shrink(model_class.config_class)
     config._attn_implementation = "eager"
@@ -24,6 +28,7 @@ def build(architecture: str, directory: Path) -> PreTrainedModel:
     randomise(model)
     model.config.architectures = [architecture]
     model.save_pretrained(directory)
+    differences.rename(directory / "model.safetensors", model, architecture)
     return model
 
 

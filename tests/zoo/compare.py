@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from vllm import LLM, SamplingParams
 
 from zoo.case import TIE, TOLERANCE
@@ -63,7 +63,7 @@ def compare(model: PreTrainedModel, answers: list[Answer]) -> Comparison:
     """Each token judged given those before it, which is what generating them would do."""
     largest, different = 0.0, 0
     for answer in answers:
-        expected = log_probabilities(model, answer.prompt + answer.tokens)
+        expected = log_probabilities(model, answer.prompt, answer.tokens)
         expected = expected[len(answer.prompt) - 1 :]
         for row, token, found in zip(expected, answer.tokens, answer.logprobs, strict=False):
             different += int(row.max() - row[token] > TIE)
@@ -74,6 +74,14 @@ def compare(model: PreTrainedModel, answers: list[Answer]) -> Comparison:
 
 
 @torch.no_grad()
-def log_probabilities(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
-    """float32[len(tokens), vocab_size]: row i is the distribution after tokens[: i + 1]."""
-    return model(torch.tensor([tokens]), use_cache=False).logits[0].float().log_softmax(-1)
+def log_probabilities(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> torch.Tensor:
+    """float32[len(prompt + tokens), vocab_size]: row i comes after the first i + 1."""
+    inputs = {"input_ids": torch.tensor([prompt + tokens])}
+    if sees_whole_prompt(model.config):
+        inputs["token_type_ids"] = torch.tensor([[1] * len(prompt) + [0] * len(tokens)])
+    return model(**inputs, use_cache=False).logits[0].float().log_softmax(-1)
+
+
+def sees_whole_prompt(config: PreTrainedConfig) -> bool:
+    """Whether a prompt's tokens see those after them, so that no step can hold a part of it."""
+    return bool(getattr(config, "prefix_lm", False))

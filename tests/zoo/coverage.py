@@ -4,7 +4,7 @@
 from collections import Counter
 
 from vllm_metal import patches
-from zoo.case import Outcome
+from zoo.case import CHANGED, Outcome
 
 _HEADER = """<!-- SPDX-License-Identifier: Apache-2.0 -->
 <!-- Written by `make coverage`. -->
@@ -13,6 +13,10 @@ _HEADER = """<!-- SPDX-License-Identifier: Apache-2.0 -->
 A tiny random model of every text-generation architecture that vLLM registers, run through the
 lowered path in float32 on MLX's CPU back-end. *passed*: every greedy token is the reference's (or
 ties with it within 1e-3) and no top-10 log-probability is further from it than 2e-4.
+
+Where vLLM's model computes something else than Hugging Face's, the reference is Hugging Face's
+with that one thing changed, and the row says what, and where vLLM does it
+(`tests/zoo/differences.py`): a pass there says that the plugin runs vLLM's model.
 """
 
 _PATCHES = """
@@ -50,10 +54,11 @@ def summary(outcomes: list[Outcome]) -> str:
     for title, group in _groups(outcomes):
         counts = Counter(o.result for o in group)
         islands = sum(1 for o in group if o.passed and o.islands)
+        changed = sum(1 for o in group if o.passed and CHANGED in o.reason)
         rest = ", ".join(f"{n} {r}" for r, n in sorted(counts.items()) if r != "passed")
         lines.append(
-            f"{title}: {counts['passed']} of {len(group)} passed, {islands} of them with islands"
-            + (f"; {rest}" if rest else "")
+            f"{title}: {counts['passed']} of {len(group)} passed, {islands} of them with islands, "
+            f"{changed} against a changed reference" + (f"; {rest}" if rest else "")
         )
     return "\n".join(lines)
 

@@ -29,6 +29,7 @@ _VALUES: dict[str, Any] = {
     "head_dim": 16,
     "hidden_act": "silu",
     "hidden_activation": "gelu_pytorch_tanh",
+    "add_swa_attention_sink_bias": True,
     "hybrid_layer_pattern": [0, 1, 1, 0],
     "interpolation_factor": None,
     "is_causal": True,
@@ -95,6 +96,22 @@ BY_LAYER: dict[str, list[Any]] = {
 }
 """Keys with a value for each layer, which these are repeated for."""
 
+TOGETHER = {
+    "hybrid_layer_pattern": (
+        "rope_theta",
+        "swa_rope_theta",
+        "partial_rotary_factor",
+        "moe_layer_freq",
+        "swa_head_dim",
+        "swa_v_head_dim",
+        "add_swa_attention_sink_bias",
+    )
+}
+"""Where the first is missing, the others are, and vLLM has defaults for them."""
+
+GENERATION = ("attn_temperature_tuning",)
+"""Keys that vLLM reads from `generation_config.json`."""
+
 REQUIRED = {
     "kda_allow_negative_eigenvalues": False,
     "layer_group_size": 2,  # hybrids of linear and full attention that would have but one of them
@@ -129,6 +146,9 @@ def value(name: str, config: dict[str, Any]) -> Any:
 
     Raises KeyError for one that is not known.
     """
+    known_elsewhere = _translated(name, config)
+    if known_elsewhere is not None:
+        return known_elsewhere
     if name in _VALUES:
         return _VALUES[name]
     if name in BY_LAYER:
@@ -143,3 +163,19 @@ def value(name: str, config: dict[str, Any]) -> Any:
         if re.fullmatch(pattern, name):
             return known
     return shrink_count(name, 128, {})
+
+
+def _translated(name: str, config: dict[str, Any]) -> Any:
+    """The value of an older name, from what the class writes instead; None where it has neither."""
+    rope = config.get("rope_parameters") or {}
+    if name in ("rope_theta", "partial_rotary_factor", "swa_rope_theta"):
+        kind = "sliding_attention" if name.startswith("swa_") else "full_attention"
+        return rope.get(kind, {}).get(name.removeprefix("swa_"))
+    if name == "hybrid_layer_pattern" and "layer_types" in config:
+        return [int(kind == "sliding_attention") for kind in config["layer_types"]]
+    if name == "moe_layer_freq" and "mlp_layer_types" in config:
+        return [int(kind == "sparse") for kind in config["mlp_layer_types"]]
+    if name == "swa_num_key_value_heads" and "num_key_value_heads" in config:
+        # Hugging Face's class takes twice as many for granted.
+        return min(2 * config["num_key_value_heads"], config["num_attention_heads"])
+    return None

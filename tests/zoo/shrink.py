@@ -129,6 +129,7 @@ _FILLED: dict[str, Any] = {
     "n_group": 1,
     "topk_group": 1,
     "layer_types": ["conv", "full_attention", "conv"],
+    "output_gate_type": "sigmoid",
     "indexer_n_heads": NUM_HEADS,
     "indexer_kv_heads": 1,
     "indexer_head_dim": 32,
@@ -230,8 +231,12 @@ def _cut(
     if values == list(range(before)):
         # all layers; or, where real checkpoints list some, some: both kinds are wanted
         return list(range(1, after, 2) if name.endswith("_idxs") else range(after))
-    spread = [values[i * before // after] for i in range(after)]
-    return [_shrink_field(name.removesuffix("_per_layer"), v, fields, -1, after) for v in spread]
+    if set(map(str, values[:after])) == set(map(str, values)):
+        kept = values[:after]  # in step with the kinds of layers, which are cut like that
+    else:
+        kept = [values[i * before // after] for i in range(after)]
+    single = name.removesuffix("_per_layer")
+    return [_shrink_field(single, value, fields, -1, after) for value in kept]
 
 
 def _indices(values: list[Any], after: int) -> list[Any]:

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's gated delta net with a beta of up to 2."""
 
+from collections.abc import Callable
+
 import torch
+from vllm.model_executor.layers.mamba.gdn import olmo_gdn_linear_attn
 from vllm.model_executor.layers.mamba.gdn.olmo_gdn_linear_attn import (
     OlmoHybridGatedDeltaNetAttention,
 )
@@ -22,3 +25,16 @@ def olmo_gated_delta_net(
     y = gated_delta_net(self, mixed_qkv, b, a, 2.0 if self.allow_neg_eigval else 1.0)
     y = self.o_norm(y, gate.unflatten(-1, (-1, self.head_v_dim)))
     output.copy_(self.o_proj(y.flatten(1))[0])
+
+
+_make_loader = olmo_gdn_linear_attn._make_fused_conv1d_weight_loader
+
+
+@replaces(olmo_gdn_linear_attn, "_make_fused_conv1d_weight_loader")
+def make_convolution_loader(
+    dims: list[int], tp_size: int, tp_rank: int
+) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """vLLM's loader of the joint convolution, which waits for an argument that its caller has
+    since put on the tensor."""
+    load = _make_loader(dims, tp_size, tp_rank)
+    return lambda parameter, tensor: load(parameter, tensor, tensor.shard_id)  # type: ignore[attr-defined]

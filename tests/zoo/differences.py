@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where vLLM's models are known to compute something else than Hugging Face's.
+
+The plugin compiles vLLM's models, so a reference has to compute what they do: after the checkpoint
+is saved, Hugging Face's model is changed in that one respect, and the row of the table says so.
+
+And where vLLM's loader asks for other tensors than Hugging Face's class saves.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.zamba2.modeling_zamba2 import Zamba2RMSNormGated
+
+from zoo.case import CHANGED
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`said` goes to the table; `adjust` changes Hugging Face's model in place."""
+
+    said: str
+    adjust: Callable[[PreTrainedModel], None]
+
+
+def _narrow_xielu(model: PreTrainedModel) -> None:
+    for layer in model.model.layers:
+        layer.mlp.act_fn.to(torch.bfloat16)
+
+
+def _exact_gelu(model: PreTrainedModel) -> None:
+    for layer in model.transformer.h:
+        layer.mlp.gelu_impl = nn.GELU()
+
+
+def _wider_window(model: PreTrainedModel) -> None:
+    model.config.sliding_window += 1
+
+
+def _grouped_norm(model: PreTrainedModel) -> None:
+    for layer in model.backbone.layers:
+        norm = layer.mixer.norm
+        size = norm.weight.numel()
+        groups = model.config.n_groups
+        layer.mixer.norm = Zamba2RMSNormGated(size, size // groups, norm.variance_epsilon)
+        layer.mixer.norm.weight = norm.weight
+
+
+def _no_token_inputs(model: PreTrainedModel) -> None:
+    project = model.model.project_per_layer_inputs
+    model.model.per_layer_projection_scale.fill_(1.0)
+    model.model.project_per_layer_inputs = lambda embeds, tokens=None: project(embeds, None)
+
+
+def _no_correction(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if name.endswith("e_score_correction_bias"):
+            parameter.data.zero_()
+
+
+def _unlimited_steps(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if hasattr(module, "time_step_limit"):
+            module.time_step_limit = (0.0, float("inf"))
+
+
+_WIDER_WINDOW = "windows are one token longer"
+
+DIFFERENCES = {
+    "ApertusForCausalLM": Difference(
+        "xIELU's parameters are bfloat16 (layers/activation.py, XIELU)", _narrow_xielu
+    ),
+    "BloomForCausalLM": Difference(
+        "GELU is exact, not its tanh form (models/bloom.py, BloomMLP)", _exact_gelu
+    ),
+    "Cohere2ForCausalLM": Difference(
+        f"{_WIDER_WINDOW} (models/commandr.py, CohereAttention)", _wider_window
+    ),
+    "Cohere2MoeForCausalLM": Difference(
+        f"{_WIDER_WINDOW} (models/cohere2_moe.py, Cohere2MoeAttention)", _wider_window
+    ),
+    "Gemma3nForCausalLM": Difference(
+        "nothing passes per_layer_inputs to the text model, and their projection is not scaled "
+        "before its norm (models/gemma3n.py, Gemma3nForCausalLM and get_per_layer_inputs)",
+        _no_token_inputs,
+    ),
+    "LagunaForCausalLM": Difference(
+        "its loader passes over the router's correction (models/laguna.py, load_weights: "
+        "ignore_unexpected_suffixes)",
+        _no_correction,
+    ),
+    "Mamba2ForCausalLM": Difference(
+        "the gated norm is over groups (layers/mamba/mamba_mixer2.py, Mixer2RMSNormGated)",
+        _grouped_norm,
+    ),
+    "Zamba2ForCausalLM": Difference(
+        "time steps have no lower limit (layers/mamba/mamba_mixer2.py, MambaMixer2)",
+        _unlimited_steps,
+    ),
+}
+"""By architecture."""
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _without_zero_experts(tensors: Tensors, model: PreTrainedModel) -> Tensors:
+    # Hugging Face's class has gates and ups for experts that copy, and nothing reads them.
+    wrong = [f".experts.{e}." for e in range(model.config.n_routed_experts, 64)]
+    return {name: t for name, t in tensors.items() if not any(part in name for part in wrong)}
+
+
+def _norms_everywhere(tensors: Tensors, model: PreTrainedModel) -> Tensors:
+    # vLLM's dense layers have a norm after the MLP, too, and do not use it.
+    size = model.config.hidden_size
+    names = [f"model.layers.{i}.post_mlp_layernorm.weight" for i in range(len(model.model.layers))]
+    return {name: torch.ones(size) for name in names} | tensors
+
+
+def _renamed(*pairs: tuple[str, str]) -> Callable[[Tensors, PreTrainedModel], Tensors]:
+    def rename(tensors: Tensors, model: PreTrainedModel) -> Tensors:
+        for old, new in pairs:
+            tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+        return tensors
+
+    return rename
+
+
+def _plain_linear_attention(tensors: Tensors, model: PreTrainedModel) -> Tensors:
+    # Hugging Face's class cuts the joint convolution into three equal parts when it saves it.
+    names = (
+        ("attention_layer_norm", "input_layernorm"),
+        ("feedforward_layer_norm", "post_attention_layernorm"),
+    )
+    tensors = _renamed(*names)(tensors, model)
+    for i, layer in enumerate(model.model.layers):
+        if hasattr(layer, "linear_attn"):
+            mixer = layer.linear_attn
+            sizes = [mixer.key_dim, mixer.key_dim, mixer.value_dim]
+            parts = mixer.conv1d.weight.detach().split(sizes)
+            for name, part in zip("qkv", parts, strict=True):
+                path = f"model.layers.{i}.linear_attn.{name}_conv1d.weight"
+                tensors[path] = part.contiguous()
+    return tensors
+
+
+@dataclass(frozen=True)
+class Format:
+    """`change` makes the tensors that vLLM loads of those that Hugging Face's class saves."""
+
+    said: str
+    change: Callable[[Tensors, PreTrainedModel], Tensors]
+
+
+FORMATS = {
+    "AXK1ForCausalLM": Format(
+        "dense layers have a post_mlp_layernorm (models/AXK1.py, AXK1DecoderLayer)",
+        _norms_everywhere,
+    ),
+    "DbrxForCausalLM": Format(
+        "experts stand under routed_experts, which is where vLLM has moved them and where its "
+        "loader does not look (models/dbrx.py, load_weights)",
+        _renamed((".experts.mlp.", ".experts.routed_experts.mlp.")),
+    ),
+    "LongcatFlashForCausalLM": Format(
+        "no weights of experts that copy (models/longcat_flash.py, load_weights)",
+        _without_zero_experts,
+    ),
+    "OlmoHybridForCausalLM": Format(
+        "norms and convolutions have the names and sizes that vLLM asks for "
+        "(models/olmo_hybrid.py, hf_to_vllm_mapper)",
+        _plain_linear_attention,
+    ),
+}
+"""By architecture."""
+
+
+def rename(path: Path, model: PreTrainedModel, architecture: str) -> None:
+    """Rewrite a safetensors file as vLLM's loader of that architecture expects it."""
+    if architecture in FORMATS:
+        tensors = FORMATS[architecture].change(load_file(path), model)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+def adjust(model: PreTrainedModel, architecture: str) -> str:
+    """Make Hugging Face's model compute what vLLM's does; what was changed in it and in the
+    checkpoint, or an empty text."""
+    said = []
+    if architecture in DIFFERENCES:
+        DIFFERENCES[architecture].adjust(model)
+        said.append(f"{CHANGED}, as in vLLM: {DIFFERENCES[architecture].said}")
+    if architecture in FORMATS:
+        said.append(f"checkpoint changed, for vLLM: {FORMATS[architecture].said}")
+    return "; ".join(said)
