@@ -3,6 +3,7 @@
 
 use super::experts::{self, Routes};
 use super::instruction::{Context, Outputs, execute};
+use super::joint_norm::{self, JointNorm};
 use super::kernel;
 use super::rope::{self, RopeTables};
 use crate::runtime::error::{Error, Result};
@@ -52,6 +53,8 @@ pub struct Graph {
     pub parameters: Vec<Array>,
     /// Per region and instruction, the value of one that depends on nothing.
     constants: Vec<Vec<Option<Array>>>,
+    /// Per step, the norms that are computed with the rotation that reads them.
+    joint_norms: Vec<Vec<JointNorm>>,
 }
 
 /// A value and its identity within a run, which is what derived values are remembered by.
@@ -78,11 +81,27 @@ impl Graph {
             .iter()
             .map(|region| region.instructions.iter().map(constant).collect())
             .collect::<Result<Vec<Vec<Option<Array>>>>>()?;
-        mlx.eval(constants.iter().flatten().flatten())?;
+        let joint_norms = plan
+            .steps
+            .iter()
+            .map(|step| match step {
+                Step::Call {
+                    region,
+                    parameters: given,
+                    ..
+                } => joint_norm::find(mlx, &plan.regions[*region as usize], |index| {
+                    parameters.get(*given.get(index as usize)? as usize)
+                }),
+                Step::Effect { .. } => Ok(Vec::new()),
+            })
+            .collect::<Result<Vec<Vec<JointNorm>>>>()?;
+        let weights = joint_norms.iter().flatten().map(|norm| &norm.weight);
+        mlx.eval(constants.iter().flatten().flatten().chain(weights))?;
         Ok(Graph {
             plan,
             parameters,
             constants,
+            joint_norms,
         })
     }
 
@@ -148,6 +167,7 @@ struct Call<'a> {
     region: &'a Region,
     inputs: &'a [u32],
     parameters: &'a [u32],
+    joint_norms: &'a [JointNorm],
 }
 
 /// Where a register's value is.
@@ -219,13 +239,14 @@ impl Run<'_> {
                     region: region_plan,
                     inputs,
                     parameters,
+                    joint_norms: &self.graph.joint_norms[index],
                 };
                 let constants = &self.graph.constants[*region as usize];
                 let locals = region_plan.num_registers as usize - inputs.len() - parameters.len();
                 self.locals.clear();
                 self.locals.resize_with(locals, || None);
                 for (position, instruction) in region_plan.instructions.iter().enumerate() {
-                    self.instruction(&call, instruction, constants[position].as_ref(), effects)
+                    self.instruction(&call, position, constants[position].as_ref(), effects)
                         .map_err(|cause| {
                             let place =
                                 format!("step {index}, region {region}, instruction {position}");
@@ -265,10 +286,17 @@ impl Run<'_> {
     fn instruction(
         &mut self,
         call: &Call,
-        instruction: &Instruction,
+        position: usize,
         constant: Option<&Array>,
         effects: &mut dyn Effects,
     ) -> Result<()> {
+        let joined = |norm: &JointNorm| norm.norms.contains(&position);
+        if call.joint_norms.iter().any(joined) {
+            return Ok(()); // with its rotation
+        }
+        let instructions = &call.region.instructions;
+        let instruction = &instructions[position];
+        let joint = call.joint_norms.iter().find(|norm| norm.rope == position);
         let results = match (&instruction.op, constant) {
             (_, Some(constant)) => Outputs::One(constant.clone()),
             _ if instruction.kernel.is_some() && self.has_rows(call, instruction)? => {
@@ -279,6 +307,9 @@ impl Run<'_> {
                 let [cos, sin, rotated @ ..] = instruction.inputs.as_slice() else {
                     return Err(Error::Unsupported("rope needs cosines and sines".into()));
                 };
+                let before_norms =
+                    joint.map(|joint| joint.norms.map(|at| instructions[at].inputs[0]));
+                let rotated = before_norms.as_ref().map_or(rotated, |registers| registers);
                 let operands = self.operands(call, rotated)?;
                 let (heads, tokens) = (rope::joint_heads(&operands), rope::tokens(&operands));
                 let angles = (self.id(call, *cos)?, self.id(call, *sin)?);
@@ -296,7 +327,7 @@ impl Run<'_> {
                     .get(key)
                     .ok_or_else(|| missing("rope table", 0))?;
                 let rotated = self.operands(call, rotated)?;
-                rope::rotate_all(self.context.mlx, *rotary_dim, &rotated, table)?
+                rope::rotate_all(self.context.mlx, *rotary_dim, &rotated, joint, table)?
             }
             (Op::ExpertMatmul, _) => {
                 let &[x, weights, chosen] = instruction.inputs.as_slice() else {
@@ -333,6 +364,9 @@ impl Run<'_> {
         }
         self.check_types(call, instruction)?;
         self.release(call, instruction);
+        for norm in joint.iter().flat_map(|joint| joint.norms) {
+            self.release(call, &instructions[norm]);
+        }
         Ok(())
     }
 

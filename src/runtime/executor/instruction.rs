@@ -160,7 +160,7 @@ pub fn execute(
             let (angles, rotated) = ([x()?, y()?], &operands.0[2..]);
             let heads = rope::joint_heads(rotated);
             let table = rope::table(mlx, *style, heads, angles, operands.get(2)?)?;
-            return rope::rotate_all(mlx, *rotary_dim, rotated, &table);
+            return rope::rotate_all(mlx, *rotary_dim, rotated, None, &table);
         }
         Op::GatedActivation { activation } => pointwise::gated(mlx, *activation, operands.0)?,
         Op::AttentionScores(scores) => attention::scores(context, scores, operands.0)?,

@@ -6,6 +6,7 @@ mod convolution;
 mod experts;
 mod graph;
 mod instruction;
+mod joint_norm;
 mod kernel;
 mod movement;
 mod norm;

@@ -6,6 +6,7 @@
 //! cosines and sines are shared by all layers of a run.
 
 use super::instruction::Outputs;
+use super::joint_norm::JointNorm;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::mlx::{Array, Mlx, dtype};
 use lowering::ir::RopeStyle;
@@ -152,11 +153,12 @@ fn rotate_whole(mlx: &Mlx, shape: [i32; 3], x: &Array, table: &RopeTable) -> Res
     }
 }
 
-/// Rotates every operand `[.., t, heads, d]`.
+/// Rotates every operand `[.., t, heads, d]`; `norm` is that of queries and keys, to be taken before.
 pub fn rotate_all(
     mlx: &Mlx,
     rotary_dim: i64,
     operands: &[&Array],
+    norm: Option<&JointNorm>,
     table: &RopeTable,
 ) -> Result<Outputs> {
     let [q, k] = operands else {
@@ -174,7 +176,10 @@ pub fn rotate_all(
         }
     };
     let axis = q.ndim() - 2;
-    let both = mlx.concatenate(&[q, k], axis as i32)?;
+    let mut both = mlx.concatenate(&[q, k], axis as i32)?;
+    if let Some(norm) = norm {
+        both = mlx.multiply(&mlx.rms_norm(&both, None, norm.eps)?, &norm.weight)?;
+    }
     let both = rotate(mlx, rotary_dim, &both, table)?;
     let queries = mlx.slice(&both, axis, 0, heads, 1)?;
     let keys = mlx.slice(&both, axis, heads, heads + kv_heads, 1)?;

@@ -11,6 +11,7 @@ use lowering::ir::{
 
 mod convolution;
 mod experts;
+mod joint_norm;
 mod movement;
 mod norm;
 mod pointwise;
