@@ -41,10 +41,6 @@ REPLACEMENTS = {
 }
 """vLLM's modules, and ours that replace methods of them."""
 
-PORTABLE = {"KimiLinearForCausalLM": "vllm.models.kimi_k3.amd.linear:KimiLinearForCausalLM"}
-"""Models of which vLLM has a form for each vendor, and the one that needs no kernels of its own,
-which vLLM takes by itself on some platforms."""
-
 
 def replaces(owner: Any, method: str) -> Callable[[_F], _F]:
     """Puts a function in the place of `owner.method`.
@@ -94,20 +90,9 @@ def prepare(model_config: Any) -> None:
     that what they keep a reference to is ours."""
     from vllm.model_executor.model_loader.utils import get_model_architecture
 
-    register_portable()
     apply()  # Triton's placeholder comes before the modules that ask it for more than it has
     get_model_architecture(model_config)
     apply()
-
-
-def register_portable() -> None:
-    """Have vLLM's registry name the forms that run here."""
-    from vllm.model_executor.models.registry import ModelRegistry, _LazyRegisteredModel
-
-    for architecture, place in PORTABLE.items():
-        module, name = place.split(":")
-        if ModelRegistry.models[architecture].module_name != module:
-            ModelRegistry.models[architecture] = _LazyRegisteredModel(module, name)
 
 
 def apply() -> None:

@@ -66,12 +66,6 @@ class MetalPlatform(Platform):
         return False
 
     @classmethod
-    def pre_register_and_update(cls, parser: Any = None) -> None:
-        from vllm_metal import patches
-
-        patches.register_portable()
-
-    @classmethod
     def import_kernels(cls) -> None:
         """vLLM is installed as pure Python: there are no compiled kernels."""
 

@@ -88,8 +88,7 @@ def _patch_points() -> str:
     replaced = [
         f"| `{theirs}` | `{ours}` |" for theirs, ours in sorted(patches.REPLACEMENTS.items())
     ]
-    chosen = [f"| {name} | `{place}` |" for name, place in sorted(patches.PORTABLE.items())]
-    return "\n".join([_PATCHES, *replaced, *chosen])
+    return "\n".join([_PATCHES, *replaced])
 
 
 def _groups(outcomes: list[Outcome]) -> list[tuple[str, list[Outcome]]]:

@@ -6,16 +6,17 @@ it, which are rounded once."""
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from vllm.models.flint import model
 from vllm.models.flint.ops import norm
 
+from vllm_metal.fused.activation import silu_mul
 from vllm_metal.fused.attention_inputs import norm_and_rotate
 from vllm_metal.fused.residual_norm import rms_norm, rms_norm_float
 from vllm_metal.patches import replaces, replaces_function
 
 replaces_function(norm, "rms_norm")(rms_norm)
+replaces_function(norm, "silu_and_mul")(silu_mul)
 
 
 @replaces(norm.RMSNorm, "forward")
@@ -28,13 +29,6 @@ def add_rms_norm(
     total = x.float() + residual.float()
     y = rms_norm_float(total, self.weight, self.variance_epsilon)
     return y.to(x.dtype), total.to(x.dtype)
-
-
-@replaces_function(norm, "silu_and_mul")
-def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
-    """x [num_tokens, 2n], gates before ups -> [num_tokens, n]."""
-    gate, up = x.float().chunk(2, dim=-1)
-    return (F.silu(gate) * up).to(x.dtype)
 
 
 @replaces(model.FlintAttention, "__init__")
