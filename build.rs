@@ -1,16 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tells the linker where libmlx is at run time, and the crate which MLX it is built against.
+//! Tells the linker where libmlx is at run time, and the crate which MLX it is built against; builds
+//! the crate's one C++ file.
 //!
 //! The values come from the Cargo configuration that `python/build_backend/mlx.py` writes.
 
 use std::env;
 
+/// What the crate needs of MLX's C++ interface.
+const TAPE: &str = "src/runtime/mlx/tape.cpp";
+
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=DEP_MLX_VERSION");
     println!("cargo:rerun-if-env-changed=DEP_MLX_RUNTIME_PATHS");
+    println!("cargo:rerun-if-env-changed=DEP_MLX_INCLUDE");
+    println!("cargo:rerun-if-changed={TAPE}");
 
-    let Ok(version) = env::var("DEP_MLX_VERSION") else {
+    let (Ok(version), Some(include)) =
+        (env::var("DEP_MLX_VERSION"), env::var_os("DEP_MLX_INCLUDE"))
+    else {
         println!(
             "cargo::error=MLX is not prepared: run ./install.sh first, or \
              `python -m build_backend.mlx` in the folder python/ of an environment with mlx"
@@ -18,6 +26,15 @@ fn main() {
         return;
     };
     println!("cargo:rustc-env=VLLM_METAL_MLX_VERSION={version}");
+
+    cc::Build::new()
+        .cpp(true)
+        .std("c++20")
+        .opt_level(3)
+        .warnings(false)
+        .includes(env::split_paths(&include))
+        .file(TAPE)
+        .compile("vllm_metal_tape");
 
     // An installed module sits in site-packages/vllm_metal, beside site-packages/mlx.
     let macos = env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("macos");

@@ -194,11 +194,13 @@ def write_bindings(mlx_c: Path, output: Path) -> None:
     )
 
 
-def cargo_configuration(triple: str, mlx: Mlx, output: Path, runtime_paths: list[Path]) -> str:
+def cargo_configuration(
+    triple: str, mlx: Mlx, mlx_c: Path, output: Path, runtime_paths: list[Path]
+) -> str:
     """The Cargo configuration (TOML) that replaces mlx-sys's build script.
 
-    `runtime_paths` are the folders that the built library shall search for libmlx beside the
-    relative one: empty for a wheel that is built to be moved.
+    `mlx_c` are mlx-c's sources. `runtime_paths` are the folders that the built library shall search
+    for libmlx beside the relative one: empty for a wheel that is built to be moved.
     """
     cxx_library = "dylib=c++" if sys.platform == "darwin" else "dylib=stdc++"
     values = {
@@ -206,6 +208,7 @@ def cargo_configuration(triple: str, mlx: Mlx, output: Path, runtime_paths: list
         "rustc-link-lib": ["static=mlxc", "dylib=mlx", cxx_library],
         "rustc-env": {"OUT_DIR": str(output)},
         "version": mlx.version,
+        "include": os.pathsep.join([str(mlx.root / "include"), str(mlx_c)]),
         "runtime-paths": os.pathsep.join(map(str, runtime_paths)),
     }
     lines = ["# Written by `python -m build_backend.mlx`; do not edit.", f"[target.{triple}.mlx]"]
@@ -224,6 +227,7 @@ def prepare(runtime_paths: list[Path] | None = None) -> str:
     mlx = find_mlx()
     triple = host_triple()
     crate = mlx_sys_crate()
+    mlx_c = crate / "src" / "mlx-c"
     # The headers are the same in every copy of one mlx version, so the key needs no path.
     key = hashlib.sha256(COMPAT_HEADER.read_bytes())
     key.update((SOURCE / "mlx_bindings" / "src" / "main.rs").read_bytes())
@@ -232,10 +236,10 @@ def prepare(runtime_paths: list[Path] | None = None) -> str:
     if not done.is_file():
         print(f"building mlx-c against mlx {mlx.version}", file=sys.stderr, flush=True)
         output.mkdir(parents=True, exist_ok=True)
-        build_mlx_c(crate / "src" / "mlx-c", mlx, output)
-        write_bindings(crate / "src" / "mlx-c", output)
+        build_mlx_c(mlx_c, mlx, output)
+        write_bindings(mlx_c, output)
         done.touch()
-    return cargo_configuration(triple, mlx, output, runtime_paths or [])
+    return cargo_configuration(triple, mlx, mlx_c, output, runtime_paths or [])
 
 
 def write_if_changed(path: Path, text: str) -> None:

@@ -3,10 +3,10 @@
 //!
 //! The first step of a shape is built as any other, the second one is traced on placeholders, and
 //! from then on steps of that shape replay the trace with their own inputs, index arrays and caches
-//! (see [`super::mlx::Compiled`]). A graph holds the parameters' handles and about a kilobyte for
+//! (see [`super::mlx::Tape`]). A graph holds the parameters' handles and about a kilobyte for
 //! each node, so only the shapes used last are kept.
 
-use super::mlx::Compiled;
+use super::mlx::Tape;
 use std::collections::VecDeque;
 
 /// Shapes that are remembered to have been seen once.
@@ -33,7 +33,7 @@ pub struct Builds {
 pub struct Replays {
     limit: usize,
     /// The one used last at the end.
-    kept: Vec<(Shape, Compiled)>,
+    kept: Vec<(Shape, Tape)>,
     seen: VecDeque<Shape>,
     pub builds: Builds,
 }
@@ -52,7 +52,7 @@ impl Replays {
     }
 
     /// The graph kept for a shape.
-    pub fn find(&mut self, shape: &Shape) -> Option<&Compiled> {
+    pub fn find(&mut self, shape: &Shape) -> Option<&Tape> {
         let index = self.kept.iter().position(|(other, _)| other == shape)?;
         self.kept[index..].rotate_left(1);
         self.kept.last().map(|(_, graph)| graph)
@@ -73,16 +73,11 @@ impl Replays {
     }
 
     /// Keeps a graph, in the place of the one that was not used for longest where there are enough.
-    pub fn keep(&mut self, shape: Shape, graph: Compiled) {
+    pub fn keep(&mut self, shape: Shape, graph: Tape) {
         if self.kept.len() >= self.limit {
             self.kept.remove(0);
         }
         self.kept.push((shape, graph));
-    }
-
-    /// Forgets a shape's graph.
-    pub fn forget(&mut self, shape: &Shape) {
-        self.kept.retain(|(other, _)| other != shape);
     }
 
     /// Forgets all graphs.

@@ -69,22 +69,22 @@ pub fn step_of(
     let mut arrays: Vec<Array> = changing.arrays_mut().map(|array| array.clone()).collect();
     arrays.extend(caches.arrays().cloned());
     let num_caches = caches.arrays().count();
-    if let Some(graph) = replays.find(&shape) {
-        if let Ok(outputs) = graph.replay(parts.mlx, &arrays) {
-            replays.builds.replayed += 1;
-            return Ok(take_over(outputs, num_caches, caches));
-        }
-        // Somebody changed the process's default device, which MLX's graphs are bound to.
-        replays.forget(&shape);
+    if replays.find(&shape).is_none() {
+        let mut failure = None;
+        let traced = parts.mlx.trace(&arrays, &mut |placeholders| {
+            let outcome = parts.trace(placeholders, &mut changing, caches);
+            outcome.map_err(|error| failure = Some(error)).ok()
+        });
+        replays.keep(
+            shape.clone(),
+            traced.map_err(|error| failure.unwrap_or(error.into()))?,
+        );
+        replays.builds.traced += 1;
+    } else {
+        replays.builds.replayed += 1;
     }
-    let mut failure = None;
-    let traced = parts.mlx.compile(&arrays, &mut |placeholders| {
-        let outcome = parts.trace(placeholders, &mut changing, caches);
-        outcome.map_err(|error| failure = Some(error)).ok()
-    });
-    let (graph, outputs) = traced.map_err(|error| failure.unwrap_or(error.into()))?;
-    replays.builds.traced += 1;
-    replays.keep(shape, graph);
+    let tape = replays.find(&shape).ok_or(Error::Closed)?;
+    let outputs = tape.replay(parts.mlx, &arrays)?;
     Ok(take_over(outputs, num_caches, caches))
 }
 

@@ -23,12 +23,14 @@ def test_cargo_takes_mlx_from_the_wheel(
 ) -> None:
     monkeypatch.setattr(sys, "platform", system)
     mlx = mlx_build.Mlx("0.32.2", Path("/env/mlx"))
-    text = mlx_build.cargo_configuration(triple, mlx, Path("/out dir"), [Path("/a"), Path("/b")])
+    paths = [Path("/a"), Path("/b")]
+    text = mlx_build.cargo_configuration(triple, mlx, Path("/mlx-c"), Path("/out dir"), paths)
     assert tomllib.loads(text)["target"][triple]["mlx"] == {
         "rustc-link-search": ["native=/out dir", "native=/env/mlx/lib"],
         "rustc-link-lib": ["static=mlxc", "dylib=mlx", cxx],
         "rustc-env": {"OUT_DIR": "/out dir"},
         "version": "0.32.2",
+        "include": "/env/mlx/include:/mlx-c",
         "runtime-paths": "/a:/b",
     }
 

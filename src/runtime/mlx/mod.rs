@@ -7,20 +7,20 @@
 //! through [`Mlx::make`].
 
 mod array;
-mod compiled;
 mod convolution;
 mod error;
 mod index;
 mod metal_kernel;
 mod ops;
 mod stream;
+mod tape;
 
 pub use array::{data_pointer, dtype, foreign_array, host_array, is_contiguous, scalar};
-pub use compiled::Compiled;
 pub use convolution::Windows;
 pub use error::{MlxError, MlxResult};
 pub use metal_kernel::MetalKernel;
 pub use stream::{Device, Meter, Mlx, dtype_code};
+pub use tape::Tape;
 
 pub use mlx_rs::Array;
 
