@@ -241,8 +241,20 @@ fn attend_explicit(
     let values = mlx.slice(&keys_values, 4, value, value + value_size, 1)?;
     let values = mlx.transpose(&mlx.ensure(values, DType::Float32)?, &[0, 2, 3, 1, 4])?;
 
+    let mask = match &batch.mask {
+        Mask::Array(mask) => Some(mask),
+        Mask::None | Mask::Causal => None,
+    };
+    let per_head = mask.is_some_and(|mask| mask.shape()[2] != 1);
+    let is_split = layer.sink_scores.is_some() || per_head || (mask.is_some() && num_rows > 1);
+    // One product scales and adds the mask where nothing comes between.
+    let scaled_mask = mask.filter(|_| layer.soft_cap.is_none() && !is_split);
+
     // Query heads that share a KV head are rows of one product.
-    let queries = mlx.multiply(queries, &layer.scale)?;
+    let queries = match scaled_mask {
+        Some(_) => mlx.ensure(queries.clone(), DType::Float32)?,
+        None => mlx.multiply(queries, &layer.scale)?,
+    };
     let queries = if num_rows == 1 {
         queries
     } else {
@@ -251,20 +263,18 @@ fn attend_explicit(
     };
     let flat = |columns| [pieces, 1, kv_heads, share * num_rows, columns];
     let split = [pieces, kv_heads, share, num_rows, num_keys];
-    let mut scores = mlx.matmul(&mlx.reshape(&queries, &flat(size))?, &keys)?;
+    let queries = mlx.reshape(&queries, &flat(size))?;
+    let mut scores = match scaled_mask {
+        Some(mask) => mlx.addmm(mask, &queries, &keys, layer.plan.scale.get() as f32)?,
+        None => mlx.matmul(&queries, &keys)?,
+    };
     if let Some(cap) = &layer.soft_cap {
         scores = mlx.multiply(&mlx.tanh(&scores)?, cap)?;
     }
-    let mask = match &batch.mask {
-        Mask::Array(mask) => Some(mask),
-        Mask::None | Mask::Causal => None,
-    };
-    let per_head = mask.is_some_and(|mask| mask.shape()[2] != 1);
-    let is_split = layer.sink_scores.is_some() || per_head || (mask.is_some() && num_rows > 1);
     if is_split {
         scores = mlx.reshape(&scores, &split)?;
     }
-    scores = match mask {
+    scores = match mask.filter(|_| scaled_mask.is_none()) {
         Some(mask) if per_head => mlx.add(&scores, &mlx.reshape(mask, &split)?)?,
         Some(mask) => mlx.add(&scores, mask)?,
         None => scores,

@@ -138,7 +138,7 @@ pub fn execute(
         Op::Sort { axis, descending } => return reduction::sort(mlx, x()?, *axis, *descending),
         Op::Topk { axis, k } => return reduction::topk(mlx, x()?, *axis, *k),
         Op::Matmul => mlx.matmul(x()?, y()?)?,
-        Op::Addmm => mlx.addmm(operands.get(2)?, x()?, y()?)?,
+        Op::Addmm => mlx.addmm(operands.get(2)?, x()?, y()?, 1.0)?,
         Op::ExpertMatmul => {
             let count = y()?.shape().first().copied().unwrap_or(0);
             let route = experts::route(mlx, operands.get(2)?, count)?;

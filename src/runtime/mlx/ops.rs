@@ -180,11 +180,11 @@ impl Mlx {
         })
     }
 
-    /// `x @ y + c`
-    pub fn addmm(&self, c: &Array, x: &Array, y: &Array) -> MlxResult<Array> {
+    /// `scale * (x @ y) + c`
+    pub fn addmm(&self, c: &Array, x: &Array, y: &Array, scale: f32) -> MlxResult<Array> {
         // SAFETY: live arrays and the stream of `self`.
         self.make(|out, stream| unsafe {
-            mlx_sys::mlx_addmm(out, c.as_ptr(), x.as_ptr(), y.as_ptr(), 1.0, 1.0, stream)
+            mlx_sys::mlx_addmm(out, c.as_ptr(), x.as_ptr(), y.as_ptr(), scale, 1.0, stream)
         })
     }
 
