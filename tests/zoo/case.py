@@ -8,7 +8,10 @@ import time
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOLERANCE = 2e-4
 """Largest difference of a top-10 log-probability in float32."""
@@ -98,10 +101,7 @@ def run(case: Case, directory: Path, added: list[str], torch: bool = False) -> O
     outcome = Outcome(case)
     start = time.perf_counter()
     try:
-        if case.in_transformers:
-            _against_transformers(directory, added, outcome)
-        else:
-            _against_torch(directory, added, outcome)
+        _run(directory, added, outcome)
     except BaseException as error:
         outcome.reason = _reason(error)
         outcome.detail = "".join(traceback.format_exception(error))[-6000:]
@@ -109,25 +109,47 @@ def run(case: Case, directory: Path, added: list[str], torch: bool = False) -> O
     return outcome
 
 
-def _against_transformers(directory: Path, added: list[str], outcome: Outcome) -> None:
-    from zoo import checkpoint, differences
-    from zoo.compare import LENGTHS, ask, compare, log_probabilities, prompts, sees_whole_prompt
+def prepare(
+    case: Case, directory: Path, added: list[str]
+) -> tuple["PreTrainedModel | None", dict[str, Any], str]:
+    """Write the checkpoint: Hugging Face's model of it where there is one, arguments for `LLM`, and
+    in what its reference was changed.
 
-    model = checkpoint.build(outcome.case.architecture, directory)
-    outcome.reason = differences.adjust(model, outcome.case.architecture)
+    Raises what building the model raises.
+    """
+    from zoo import checkpoint, differences, synthetic
+    from zoo.compare import LENGTHS, log_probabilities, prompts, sees_whole_prompt
+
+    if not case.in_transformers:
+        from vllm.model_executor.model_loader import dummy_loader
+
+        synthetic.write_config(case.architecture, directory, added)
+        loader = dummy_loader.DummyModelLoader
+        loader.load_weights = synthetic.load  # type: ignore[method-assign]
+        return None, ENGINE | {"load_format": "dummy"}, ""
+    model = checkpoint.build(case.architecture, directory)
+    changed = differences.adjust(model, case.architecture)
     log_probabilities(model, prompts()[1], [])  # Hugging Face's model itself must run
     _add_keys(directory / "config.json", added)
+    whole = {"max_num_batched_tokens": max(LENGTHS)} if sees_whole_prompt(model.config) else {}
+    return model, ENGINE | whole, changed
+
+
+def _run(directory: Path, added: list[str], outcome: Outcome) -> None:
+    from zoo.compare import ask, compare
+
+    model, options, outcome.reason = prepare(outcome.case, directory, added)
     outcome.result = "failed to load"
     from vllm import LLM
 
-    engine = dict(ENGINE)
-    if sees_whole_prompt(model.config):
-        engine["max_num_batched_tokens"] = max(LENGTHS)
-    llm = LLM(model=str(directory), **engine)  # type: ignore[arg-type]
+    llm = LLM(model=str(directory), **options)
     _describe(llm, outcome)
     outcome.result = "failed to run"
     answers = ask(llm)
     outcome.answers = [answer.logprobs for answer in answers]
+    if model is None:
+        outcome.result = "ran"
+        return
     comparison = compare(model, answers)
     outcome.largest_difference = comparison.largest_difference
     outcome.result = "passed" if comparison.equal else "differs"
@@ -136,31 +158,19 @@ def _against_transformers(directory: Path, added: list[str], outcome: Outcome) -
         outcome.reason = "; ".join(filter(None, [outcome.reason, wrong]))
 
 
-def _against_torch(directory: Path, added: list[str], outcome: Outcome) -> None:
-    from vllm import LLM
-    from vllm.model_executor.model_loader import dummy_loader
-
-    from zoo import synthetic
-    from zoo.compare import ask
-
-    synthetic.write_config(outcome.case.architecture, directory, added)
-    outcome.result = "failed to load"
-    dummy_loader.DummyModelLoader.load_weights = synthetic.load  # type: ignore[method-assign]
-    llm = LLM(model=str(directory), load_format="dummy", **ENGINE)  # type: ignore[arg-type]
-    _describe(llm, outcome)
-    outcome.result = "failed to run"
-    outcome.answers = [answer.logprobs for answer in ask(llm)]
-    outcome.result = "ran"
-
-
 def _add_keys(path: Path, added: list[str]) -> None:
     """Write keys that vLLM found missing. A key whose value is not known stays missing."""
+    from safetensors import safe_open
+
     from zoo import keys
 
     config = json.loads(path.read_text())
     if "topk_method" not in config:
         config.setdefault("scoring_func", "sigmoid")  # goes with `noaux_tc`
-    config = keys.ALWAYS | config
+    with safe_open(path.with_name("model.safetensors"), "np") as checkpoint:
+        tensors = " ".join(checkpoint.keys())
+    missing = {key for key, part in keys.WITH_TENSORS.items() if part not in tensors}
+    config = {key: keys.ALWAYS[key] for key in keys.ALWAYS.keys() - missing} | config
     for name in [key for one in added for key in (one, *keys.TOGETHER.get(one, ()))]:
         with contextlib.suppress(KeyError):
             config.setdefault(name, keys.value(name, config))

@@ -41,12 +41,14 @@ class Answer:
     logprobs: list[dict[int, float]]
 
 
-def ask(llm: LLM) -> list[Answer]:
-    """Greedy answers to all prompts at once."""
+def ask(
+    llm: LLM, batch: list[list[int]] | None = None, num_tokens: int = NUM_TOKENS
+) -> list[Answer]:
+    """Greedy answers to prompts, to all by default, at once."""
     params = SamplingParams(
-        temperature=0, max_tokens=NUM_TOKENS, logprobs=10, ignore_eos=True, detokenize=False
+        temperature=0, max_tokens=num_tokens, logprobs=10, ignore_eos=True, detokenize=False
     )
-    batch = prompts()
+    batch = prompts() if batch is None else batch
     requests = [{"prompt_token_ids": prompt} for prompt in batch]
     outputs = llm.generate(requests, params, use_tqdm=False)  # type: ignore[arg-type]
     return [

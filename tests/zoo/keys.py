@@ -81,6 +81,9 @@ ALWAYS = {
 }
 """Keys that vLLM can do without, and then drops weights that Hugging Face's models have."""
 
+WITH_TENSORS = {"qk_norm": ".q_norm."}
+"""Of those, the ones that ask for tensors: only where a name in the checkpoint has this part."""
+
 BY_LAYER: dict[str, list[Any]] = {
     "block_configs": [
         {

@@ -3,21 +3,68 @@
 
 Fields are recognised by their names, which families share; a value keeps its relation to the
 others (grouped heads stay grouped, values narrower than keys stay narrower). No model is named.
+
+The environment variable `ZOO_VARIANT` picks other sizes: what passes in one passes in all, or the
+lowering knows the sizes of its tests.
 """
 
+import os
 import re
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PretrainedConfig
 
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a variant of the zoo has: `head_share` is the share of a default head size,
+    `rope_scaling` whether plain rotary embeddings are scaled."""
+
+    hidden_size: int = 64
+    num_heads: int = 4
+    head_share: int = 8
+    num_layers: int = 3
+    num_experts: int = 8
+    window: int = 24
+    rope_scaling: bool = False
+
+
+VARIANTS = {
+    "usual": Sizes(),
+    "other": Sizes(
+        hidden_size=96,
+        num_heads=8,
+        head_share=4,
+        num_layers=4,
+        num_experts=12,
+        window=17,
+        rope_scaling=True,
+    ),
+}
+SIZES = VARIANTS[os.environ.get("ZOO_VARIANT", "usual")]
+
 VOCAB_SIZE = 320
-HIDDEN_SIZE = 64
-NUM_HEADS = 4
+HIDDEN_SIZE = SIZES.hidden_size
+NUM_HEADS = SIZES.num_heads
 MAX_POSITIONS = 256
-WINDOW = 24
+WINDOW = SIZES.window
 """Shorter than most prompts of the zoo, and no multiple of a block."""
 MOST_LAYERS = 12
+
+ROPE_SCALINGS: list[dict[str, Any]] = [
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": MAX_POSITIONS // 4},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": MAX_POSITIONS // 4,
+    },
+]
 
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
@@ -41,7 +88,7 @@ def _intermediate_size(default: int, fields: dict[str, Any]) -> int:
 
 
 def _head_size(default: int, fields: dict[str, Any]) -> int:
-    return max(4, default // 8) if default else 0
+    return max(4, default // SIZES.head_share) if default else 0
 
 
 def _merged_size(default: int, fields: dict[str, Any]) -> int:
@@ -105,7 +152,7 @@ _RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
     (r"num_layers_per_stack", _fixed(2)),
     (r"num_(nextn_predict|mtp)_layers", _at_most(0)),
     # experts
-    (r"(n_routed|num|num_local|moe_num)_experts", _fixed(8)),
+    (r"(n_routed|num|num_local|moe_num)_experts", _fixed(SIZES.num_experts)),
     (r"(num_experts_per_tok(en)?|moe_topk|moe_k|moe_top_k|top_k_experts)", _at_most(3)),
     (r"n_group|num_expert_group", _at_most(4)),
     (r"topk_group", _at_most(2)),
@@ -164,12 +211,16 @@ def shrink(config_class: type[PretrainedConfig]) -> PretrainedConfig:
     before = next((fields[n] for n in _LAYER_COUNTS if _is_count(fields.get(n))), 4)
     after = min(before, _num_layers(fields, before))
     changes = _shrink_fields(fields, before, after)
+    rope = changes.get("rope_parameters")
+    if SIZES.rope_scaling and isinstance(rope, dict) and rope.get("rope_type") == "default":
+        kind = zlib.crc32(config_class.__name__.encode()) % len(ROPE_SCALINGS)
+        changes["rope_parameters"] = rope | ROPE_SCALINGS[kind]
     return config_class(**changes)
 
 
 def _num_layers(fields: dict[str, Any], before: int) -> int:
-    """The shortest beginning that has every kind of layer, and at least three."""
-    needed = 3
+    """The shortest beginning that has every kind of layer, and at least the variant's."""
+    needed = SIZES.num_layers
     for name, value in fields.items():
         if _is_per_layer(value, before) and isinstance(value[0], str):
             needed = max(needed, max(value.index(kind) for kind in value) + 1)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Rust program `generate` against mlx-lm: same MLX, device and weights, in one run.
+
+    python -m vllm_metal.lower CHECKPOINT --output model.plan
+    cargo build --release --no-default-features --example generate
+    python benches/peers_program.py --plan model.plan --checkpoint CHECKPOINT [--device gpu]
+
+Needs mlx and mlx-lm, and neither vLLM nor PyTorch, so that it runs where those do not: also with
+MLX's CUDA wheel. The two alternate, pair by pair; a figure is the median with its range, a ratio
+the median of the pairs' (ours over mlx-lm's: below 1 is faster, or less memory). `--random` first
+writes weights for the checkpoint's config.json, with a standard deviation at which layers matter.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.utils
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import load_model
+
+PROGRAM = Path(__file__).parents[1] / "target/release/examples/generate"
+FIGURES = {"prefill": "ms", "decode": "ms a token", "peak": "GB"}
+
+
+def write_random(directory: Path, dtype: str) -> None:
+    """`model.safetensors` with random weights of the sizes that mlx-lm's model has."""
+    model, _ = load_model(directory, lazy=True, strict=False)
+    key = mx.random.key(0)
+    tensors = {}
+    for name, value in mlx.utils.tree_flatten(model.parameters()):
+        key, own = mx.random.split(key)
+        noise = mx.random.normal(value.shape, key=own)
+        scale = 0.5 / math.sqrt(value.shape[-1]) if value.ndim > 1 else 0.1
+        tensors[name] = (noise * scale + (value.ndim == 1)).astype(getattr(mx, dtype))
+        mx.eval(tensors[name])
+    mx.save_safetensors(str(directory / "model.safetensors"), tensors, {"format": "pt"})
+
+
+def ours(options: argparse.Namespace, prompt: str) -> dict[str, Any]:
+    command = [options.program, "--plan", options.plan, "--weights", options.checkpoint, "--json"]
+    command += ["--device", options.device, "--prompt", prompt]
+    command += ["--max-tokens", str(options.tokens)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        raise SystemExit(f"{options.program}: {run.stderr}")
+    found = json.loads(run.stdout)
+    prompt_ids = found["prompt_token_ids"]
+    return {
+        "prompt": prompt_ids,
+        "tokens": found["token_ids"],
+        "prefill": 1e3 * len(prompt_ids) / found["prefill_tokens_per_second"],
+        "decode": 1e3 / found["decode_tokens_per_second"],
+        "peak": found["peak_bytes"] / 1e9,
+    }
+
+
+def theirs(model: Any, prompt: list[int], count: int) -> dict[str, Any]:
+    """As mlx-lm's own loop: each step is built while the one before it runs."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    cache = make_prompt_cache(model)
+    start = time.perf_counter()
+    token = model(mx.array([prompt]), cache=cache)[:, -1].argmax(-1)
+    tokens = [token.item()]
+    middle = time.perf_counter()
+    for _ in range(count - 1):
+        following = model(token[:, None], cache=cache)[:, -1].argmax(-1)
+        mx.async_eval(following)
+        tokens.append(following)
+        token = following
+    tokens[1:] = [token.item() for token in tokens[1:]]
+    end = time.perf_counter()
+    return {
+        "tokens": tokens,
+        "prefill": 1e3 * (middle - start),
+        "decode": 1e3 * (end - middle) / (count - 1),
+        "peak": mx.get_peak_memory() / 1e9,
+    }
+
+
+def describe(values: list[float]) -> str:
+    return f"{statistics.median(values):9.3f} ({min(values):.3f} .. {max(values):.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--program", type=Path, default=PROGRAM)
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--random", metavar="DTYPE", help="write random weights of this dtype")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="gpu")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--words", type=int, default=128, help="of the prompt")
+    options = parser.parse_args()
+    mx.set_default_device(mx.gpu if options.device == "gpu" else mx.cpu)
+    if options.random:
+        write_random(options.checkpoint, options.random)
+    model, _ = load_model(options.checkpoint)
+    prompt = " ".join(["path"] * options.words)
+    pairs = []
+    for _ in range(options.pairs + 1):  # the first fills caches and compiles
+        mine = ours(options, prompt)
+        pairs.append((mine, theirs(model, mine["prompt"], len(mine["tokens"]))))
+    mine, other = pairs[0]
+    same = next(
+        (i for i, (a, b) in enumerate(zip(mine["tokens"], other["tokens"], strict=True)) if a != b),
+        len(mine["tokens"]),
+    )
+    print(f"prompt of {len(mine['prompt'])} tokens, {len(mine['tokens'])} more, {options.device}")
+    print(f"greedy tokens: the first {same} of {len(mine['tokens'])} are the same")
+    for name, unit in FIGURES.items():
+        mine_values, other_values = ([pair[side][name] for pair in pairs[1:]] for side in (0, 1))
+        ratio = statistics.median(a / b for a, b in zip(mine_values, other_values, strict=True))
+        print(
+            f"{name:8} ours {describe(mine_values)}  mlx-lm {describe(other_values)}  "
+            f"{unit:10} ratio {ratio:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
