@@ -222,6 +222,9 @@ pub fn describe(op: &Op) -> String {
         Op::AttentionScores(scores) => attention(scores, false),
         Op::ScaledDotProductAttention { scores, sinks } => attention(scores, *sinks),
         Op::Attention { layer } => format!("layer {layer}"),
+        Op::SparseAttention { layer, count } | Op::SelectKeys { layer, count } => {
+            format!("layer {layer}, {count} keys")
+        }
         Op::Recurrence { layer, state, .. } => format!("layer {layer}, state {state}"),
         Op::Tril { diagonal } | Op::Triu { diagonal } => format!("diagonal {diagonal}"),
         Op::Pad { low, high, .. } => format!("{low:?} {high:?}"),

@@ -156,7 +156,10 @@ fn fused_name(op: &Op) -> Option<&'static str> {
         Op::LayerNorm { .. } => "layer_norm",
         Op::Rope { .. } => "rope",
         Op::GatedActivation { .. } => "gated_mlp",
-        Op::Attention { .. } | Op::ScaledDotProductAttention { .. } => "attention",
+        Op::Attention { .. }
+        | Op::SparseAttention { .. }
+        | Op::ScaledDotProductAttention { .. } => "attention",
+        Op::SelectKeys { .. } => "select_keys",
         Op::Recurrence { function, .. } => function.name(),
         _ => return None,
     })

@@ -151,9 +151,11 @@ class MetalAttentionImpl(AttentionImpl[MetalAttentionMetadata]):
         output: torch.Tensor,
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
+        selected: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Write the new K and V to `kv_cache` and fill `output` [num_tokens, num_heads,
-        head_size_v] from query [num_tokens, num_heads, head_size]."""
+        head_size_v] from query [num_tokens, num_heads, head_size]; of all keys in sight, or of
+        those at positions selected int32[num_tokens, count]."""
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("attention with a quantised output")
         if attn_metadata is None:  # vLLM's profiling run
@@ -192,7 +194,13 @@ class MetalAttentionImpl(AttentionImpl[MetalAttentionMetadata]):
                 first_key = 0
                 keys, values = key[rows].transpose(0, 1), value[rows].transpose(0, 1)
             output[rows] = self._attend(
-                query[rows], keys, values, first_query, first_key, visibility
+                query[rows],
+                keys,
+                values,
+                first_query,
+                first_key,
+                visibility,
+                None if selected is None else selected[rows],
             )
         return output
 
@@ -208,6 +216,7 @@ class MetalAttentionImpl(AttentionImpl[MetalAttentionMetadata]):
         first_query: int,
         first_key: int,
         visibility: Visibility,
+        selected: torch.Tensor | None,
     ) -> torch.Tensor:
         """query [num_queries, num_heads, head_size], keys [num_kv_heads, num_keys, head_size],
         values [num_kv_heads, num_keys, head_size_v] -> [num_queries, num_heads, head_size_v]."""
@@ -221,9 +230,10 @@ class MetalAttentionImpl(AttentionImpl[MetalAttentionMetadata]):
         for start in range(0, num_queries, at_once):
             part = query[start : start + at_once].float()
             positions = torch.arange(first_query + start, first_query + start + part.shape[0])
-            parts.append(
-                self._attend_rows(part, keys, values, positions, key_positions, visibility)
-            )
+            seen = visibility.mask(positions, key_positions)
+            if selected is not None:
+                seen = seen & _names(selected[start : start + at_once], key_positions)
+            parts.append(self._attend_rows(part, keys, values, positions, key_positions, seen))
         return torch.cat(parts)
 
     def _attend_rows(
@@ -233,7 +243,7 @@ class MetalAttentionImpl(AttentionImpl[MetalAttentionMetadata]):
         values: torch.Tensor,
         query_positions: torch.Tensor,
         key_positions: torch.Tensor,
-        visibility: Visibility,
+        seen: torch.Tensor,
     ) -> torch.Tensor:
         num_queries, num_keys = query.shape[0], keys.shape[1]
         # Query heads that share a KV head become rows of one product: [kv_heads, group * queries].
@@ -246,13 +256,20 @@ class MetalAttentionImpl(AttentionImpl[MetalAttentionMetadata]):
             distance = (query_positions[:, None] - key_positions[None, :]).abs().float()
             distance = distance.sqrt() if self.use_alibi_sqrt else distance
             scores = scores - torch.tensor(self.alibi_slopes)[:, None, None] * distance
-        scores = scores.masked_fill(~visibility.mask(query_positions, key_positions), float("-inf"))
+        scores = scores.masked_fill(~seen, float("-inf"))
         if self.sinks is not None:  # a key per head that takes probability and has no value
             sinks = self.sinks.float()[:, None, None].expand(-1, num_queries, 1)
             scores = torch.cat([scores, sinks], dim=-1)
         weights = scores.softmax(dim=-1)[..., :num_keys]
         grouped = weights.reshape(self.num_kv_heads, -1, num_keys) @ values
         return grouped.view(self.num_heads, num_queries, -1).transpose(0, 1)
+
+
+def _names(selected: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
+    """bool[num_queries, num_keys]: whether selected int[num_queries, count] names the key."""
+    named = torch.zeros(selected.shape[0], int(key_positions[-1]) + 2, dtype=torch.bool)
+    named.scatter_(1, selected.long() + 1, True)  # the first column is what -1 names
+    return named[:, key_positions + 1]
 
 
 def write_kv_cache(

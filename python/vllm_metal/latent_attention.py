@@ -7,16 +7,19 @@ The cache holds one latent `c` [kv_lora_rank] and one rotary key [qk_rope_head_d
 
 all heads attend over the same single key head, whose first `kv_lora_rank` elements are the value,
 and `W_uv` is applied to the result. So the layer is two small products around ordinary attention,
-which capture sees as such: `vllm.unified_attention_with_output` on the layer's cache.
+which capture sees as such: `vllm.unified_attention_with_output` on the layer's cache, or, where an
+index selects the keys, `vllm_metal.sparse_attention`.
 """
 
 from typing import Any
 
 import torch
+from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention.mla_attention import MLAAttention, split_kv_b_proj
 from vllm.utils.torch_utils import _encode_layer_name
 from vllm.v1.attention.backends.mla.prefill.base import MLAPrefillBackend
 
+from vllm_metal import key_selection  # noqa: F401  defines torch.ops.vllm_metal
 from vllm_metal.attention import MetalAttentionBackend, MetalAttentionImpl
 from vllm_metal.patches import replaces
 
@@ -30,6 +33,10 @@ class MetalLatentAttentionImpl(MetalAttentionImpl):
         known = MetalAttentionImpl.__init__.__annotations__
         super().__init__(*args, **{name: kwargs[name] for name in kwargs if name in known})
         self.kv_lora_rank = kv_lora_rank
+        self.topk_indices_buffer: torch.Tensor | None = kwargs.get("topk_indices_buffer")
+
+    def record_logical_topk_ready(self) -> None:
+        """Selected keys are a value like others: nothing has to wait for them."""
 
     def forward(
         self, layer: Any, query: Any, key: Any, value: Any, kv_cache: Any, *args: Any, **kwargs: Any
@@ -49,6 +56,14 @@ class MetalLatentAttentionBackend(MetalAttentionBackend):
 
     @classmethod
     def is_mla(cls) -> bool:
+        return True
+
+
+class MetalSparseLatentAttentionBackend(MetalLatentAttentionBackend):
+    """Of layers that attend to selected keys, and of the caches that these are selected by."""
+
+    @classmethod
+    def is_sparse(cls) -> bool:
         return True
 
 
@@ -88,13 +103,30 @@ def forward(
     q_nope, q_rope = q.split([self.qk_nope_head_dim, self.qk_rope_head_dim], dim=-1)
     q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk.permute(1, 2, 0)).transpose(0, 1)
     query = torch.cat([q_latent, q_rope], dim=-1)
-    key = torch.cat([kv_c_normed.unsqueeze(1), k_pe], dim=-1)
-    latent = torch.empty_like(q_latent)
-    torch.ops.vllm.unified_attention_with_output(
-        query, key, kv_c_normed.unsqueeze(1), latent, _encode_layer_name(self.layer_name)
-    )
+    key, value = torch.cat([kv_c_normed.unsqueeze(1), k_pe], dim=-1), kv_c_normed.unsqueeze(1)
+    if self.use_sparse:
+        selected = _selected_keys(self.impl.topk_indices_buffer)
+        latent = torch.ops.vllm_metal.sparse_attention(query, selected, key, value, self.layer_name)
+    else:
+        latent = torch.empty_like(q_latent)
+        torch.ops.vllm.unified_attention_with_output(
+            query, key, value, latent, _encode_layer_name(self.layer_name)
+        )
     result = torch.bmm(latent.transpose(0, 1), w_uv.transpose(0, 1)).transpose(0, 1)
     return result.reshape(q.shape[0], self.num_heads * self.v_head_dim)
+
+
+def name_selected_keys(buffer: torch.Tensor, selected: torch.Tensor) -> None:
+    """Says what the layers that share vLLM's buffer of positions attend to from now on in this step:
+    selected int32[num_tokens, count]."""
+    get_forward_context().additional_kwargs[f"selected_keys_{id(buffer)}"] = selected
+
+
+def _selected_keys(buffer: Any) -> torch.Tensor:
+    selected = get_forward_context().additional_kwargs.get(f"selected_keys_{id(buffer)}")
+    if selected is None:
+        raise ValueError("a layer attends to selected keys, and none before it selects them")
+    return selected
 
 
 @replaces(MLAAttention, "process_weights_after_loading")

@@ -18,6 +18,8 @@ _FLA = "vllm.third_party.flash_linear_attention.ops"
 
 REPLACEMENTS = {
     f"{_LAYERS}.attention.mla_attention": "vllm_metal.latent_attention",
+    f"{_LAYERS}.quantization.utils.fp8_utils": "vllm_metal.fused.group_scales",
+    f"{_LAYERS}.sparse_attn_indexer": "vllm_metal.sparse_indexer",
     f"{_LAYERS}.fused_moe.router.zero_expert_router": "vllm_metal.layers.zero_experts",
     f"{_LAYERS}.mamba.mamba_mixer": "vllm_metal.recurrent.mamba",
     f"{_LAYERS}.mamba.mamba_mixer2": "vllm_metal.recurrent.mamba2",

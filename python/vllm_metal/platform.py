@@ -115,11 +115,16 @@ class MetalPlatform(Platform):
         num_heads: int | None = None,
     ) -> str:
         from vllm_metal.attention import MetalAttentionBackend
-        from vllm_metal.latent_attention import MetalLatentAttentionBackend
-
-        backend = (
-            MetalLatentAttentionBackend if attn_selector_config.use_mla else MetalAttentionBackend
+        from vllm_metal.latent_attention import (
+            MetalLatentAttentionBackend,
+            MetalSparseLatentAttentionBackend,
         )
+
+        backend: type[MetalAttentionBackend] = MetalAttentionBackend
+        if attn_selector_config.use_mla:
+            backend = MetalLatentAttentionBackend
+            if attn_selector_config.use_sparse:
+                backend = MetalSparseLatentAttentionBackend
         reasons = backend.validate_configuration(
             device_capability=None,  # type: ignore[arg-type]
             **attn_selector_config._asdict(),

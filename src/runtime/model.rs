@@ -295,7 +295,10 @@ fn checked_rows(rows: &[i64], num_tokens: usize) -> Result<Array> {
 fn attention_layers(graph: &GraphPlan) -> Vec<usize> {
     let effects = graph.steps.iter().filter_map(|step| match step {
         Step::Effect {
-            op: Op::Attention { layer },
+            op:
+                Op::Attention { layer }
+                | Op::SparseAttention { layer, .. }
+                | Op::SelectKeys { layer, .. },
             ..
         } => Some(*layer as usize),
         _ => None,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The effects of one run: attention and recurrences with their caches, and islands.
 
-use super::attention::{Layer, Metadata, Pages, attend, encode_rows, write};
+use super::attention::{Layer, Metadata, Pages, attend, encode_rows, select, write};
 use super::error::{Error, Result};
 use super::executor::Effects;
 use super::island::IslandRunner;
@@ -173,7 +173,13 @@ impl<'a> StepEffects<'a> {
         Ok(result)
     }
 
-    fn attend_layer(&mut self, index: usize, q: &Array, keys_values: &[&Array]) -> Result<Array> {
+    fn attend_layer(
+        &mut self,
+        index: usize,
+        q: &Array,
+        keys_values: &[&Array],
+        selected: Option<&Array>,
+    ) -> Result<Array> {
         let own = self.operands.of_layer(index)?;
         let (mlx, layer) = (self.mlx, &self.layers.attention[index]);
         let fused = is_fused(mlx, layer);
@@ -184,21 +190,43 @@ impl<'a> StepEffects<'a> {
                 return Err(Error::Unsupported(reason));
             }
             let rows = encode_rows(mlx, keys_values)?;
-            return attend(mlx, layer, own.layout, fused, q, &rows);
+            return attend(mlx, layer, own.layout, fused, q, &rows, selected);
         };
         let current = self.pending[cache]
             .as_ref()
             .or_else(|| Some(&self.caches.attention.as_ref()?.caches[cache].array))
             .ok_or(Error::Closed)?;
         match own.slots.filter(|_| !keys_values.is_empty()) {
-            None => attend(mlx, layer, own.layout, fused, q, current),
+            None => attend(mlx, layer, own.layout, fused, q, current, selected),
             Some(slots) => {
                 let written = write(mlx, current, slots, keys_values)?;
-                let result = attend(mlx, layer, own.layout, fused, q, &written)?;
+                let result = attend(mlx, layer, own.layout, fused, q, &written, selected)?;
                 self.pending[cache] = Some(written);
                 Ok(result)
             }
         }
+    }
+
+    fn select_of_layer(
+        &mut self,
+        index: usize,
+        count: i64,
+        [q, k, weights]: [&Array; 3],
+    ) -> Result<Array> {
+        let own = self.operands.of_layer(index)?;
+        let (Some(cache), Some(slots)) = (own.cache, own.slots) else {
+            let name = &self.layers.attention[index].plan.name;
+            let reason = format!("a selection of keys by layer {name:?}, which keeps none");
+            return Err(Error::Unsupported(reason));
+        };
+        let current = self.pending[cache]
+            .as_ref()
+            .or_else(|| Some(&self.caches.attention.as_ref()?.caches[cache].array))
+            .ok_or(Error::Closed)?;
+        let written = write(self.mlx, current, slots, &[k])?;
+        let selected = select(self.mlx, own.layout, q, weights, &written, count)?;
+        self.pending[cache] = Some(written);
+        Ok(selected)
     }
 }
 
@@ -294,8 +322,18 @@ impl StepMetadata {
 }
 
 impl Effects for StepEffects<'_> {
-    fn attention(&mut self, layer: u32, q: &Array, keys_values: &[&Array]) -> Result<Array> {
-        self.attend_layer(layer as usize, q, keys_values)
+    fn attention(
+        &mut self,
+        layer: u32,
+        q: &Array,
+        keys_values: &[&Array],
+        selected: Option<&Array>,
+    ) -> Result<Array> {
+        self.attend_layer(layer as usize, q, keys_values, selected)
+    }
+
+    fn select_keys(&mut self, layer: u32, count: i64, operands: [&Array; 3]) -> Result<Array> {
+        self.select_of_layer(layer as usize, count, operands)
     }
 
     fn recurrence(

@@ -194,6 +194,7 @@ _TRAITS = {
     "alibi_slopes": "alibi",
     "sinks": "sinks",
     "kv_sharing_target": "shared KV",
+    "sparse": "selected keys",
 }
 
 
@@ -201,6 +202,8 @@ def describe_layers(layers: dict[str, dict[str, Any]]) -> str:
     """Kinds of attention and state of a captured model, such as `attention (sinks, window)`."""
     kinds: dict[str, set[str]] = {}
     for layer in layers.values():
+        if layer["kind"] == "index":  # told of where it is attended by
+            continue
         traits = kinds.setdefault(layer["kind"], set())
         traits.update(trait for key, trait in _TRAITS.items() if layer.get(key))
     return "; ".join(

@@ -112,6 +112,13 @@ def _key_heads(default: int, fields: dict[str, Any]) -> int:
     return NUM_HEADS if default == fields.get("linear_num_value_heads") else NUM_HEADS // 2
 
 
+def _dense_layers(default: int, fields: dict[str, Any]) -> int:
+    # As many as a list of the layers' kinds, where there is one too, begins with.
+    kinds = fields.get("mlp_layer_types") or []
+    leading = next((i for i, kind in enumerate(kinds) if kind != "dense"), 0)
+    return leading or min(1, default)
+
+
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 
 _RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
@@ -146,9 +153,10 @@ _RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
     (r"swa_num_key_value_heads", _fixed(NUM_HEADS // 2)),
     (r"linear_num_key_heads", _key_heads),
     (r"num_attention_heads|n_heads?|(linear|swa)_num_(value_|attention_)?heads", _fixed(NUM_HEADS)),
-    (r"index_n_heads", _fixed(NUM_HEADS)),
+    # Enough that scarcely a key is on the negative side of all of them: equal scores would be a tie.
+    (r"index_n_heads", _fixed(16)),
     # layers
-    (r"first_k_dense_replace|num_dense_layers", _at_most(1)),
+    (r"first_k_dense_replace|num_dense_layers", _dense_layers),
     (r"num_layers_per_stack", _fixed(2)),
     (r"num_(nextn_predict|mtp)_layers", _at_most(0)),
     # experts

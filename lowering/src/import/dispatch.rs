@@ -5,7 +5,7 @@ use super::call::{Call, Item};
 use super::graph::Importer;
 use super::{
     activation, attention, convolution, create, index, loss, movement, norm, order, pointwise,
-    pool, product, recurrence, reduce, resample, scatter, shape, special, vllm,
+    pool, product, recurrence, reduce, resample, scatter, select, shape, special, vllm,
 };
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -43,6 +43,7 @@ const FUNCTIONAL: &[Claims] = &[
     special::UNARY_ONLY,
     vllm::CLAIMS,
     recurrence::CLAIMS,
+    select::CLAIMS,
 ];
 
 /// Views of which PyTorch also has the copying form: `aten.select_copy.int` is `aten.select.int` with

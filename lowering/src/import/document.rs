@@ -59,6 +59,7 @@ pub struct Document<'a> {
 #[serde(untagged)]
 pub enum Layer {
     Attention(Box<AttentionFields>),
+    Index(IndexFields),
     State(StateFields),
     /// A kind that the lowering does not know; its operators run in PyTorch.
     Other {
@@ -93,6 +94,22 @@ pub struct AttentionFields {
     pub kv_sharing_target: Option<String>,
     #[serde(default)]
     pub value_in_key: bool,
+}
+
+/// The marker of an index layer.
+#[derive(Debug, Deserialize)]
+enum IndexKind {
+    #[serde(rename = "index")]
+    Index,
+}
+
+/// A layer that selects keys for attention by keys of its own, one for each token.
+#[derive(Debug, Deserialize)]
+pub struct IndexFields {
+    #[serde(rename = "kind")]
+    _kind: IndexKind,
+    pub num_heads: i64,
+    pub head_size: i64,
 }
 
 /// The marker of a state layer.

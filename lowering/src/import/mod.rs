@@ -25,6 +25,7 @@ mod recurrence;
 mod reduce;
 mod resample;
 mod scatter;
+mod select;
 mod shape;
 mod special;
 mod storage;
@@ -109,10 +110,31 @@ fn state_layer(name: &str, layer: &document::Layer) -> Option<StateLayer> {
     })
 }
 
+/// The layer of a selection of keys: a cache of keys alone.
+fn index_layer(name: &str, fields: &document::IndexFields) -> AttentionLayer {
+    AttentionLayer {
+        name: name.to_owned(),
+        num_heads: fields.num_heads,
+        num_kv_heads: 1,
+        head_size: fields.head_size,
+        head_size_v: fields.head_size,
+        scale: Float::new(1.0),
+        sliding_window: None,
+        logits_soft_cap: None,
+        alibi_slopes: None,
+        sinks: None,
+        attn_type: "decoder".to_owned(),
+        kv_sharing_target: None,
+        value_in_key: true,
+    }
+}
+
 /// The layer, if it is one that attention operators may name.
 fn attention_layer(name: &str, layer: &document::Layer) -> Option<AttentionLayer> {
-    let document::Layer::Attention(fields) = layer else {
-        return None;
+    let fields = match layer {
+        document::Layer::Attention(fields) => fields,
+        document::Layer::Index(fields) => return Some(index_layer(name, fields)),
+        _ => return None,
     };
     let float = |arg: &document::FloatArg| -> Float { arg.value };
     // No operator of the plan scales by the square root of distance (`use_alibi_sqrt`).

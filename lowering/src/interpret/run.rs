@@ -239,6 +239,8 @@ fn compute(
         Op::Input(_)
         | Op::Parameter(_)
         | Op::Attention { .. }
+        | Op::SparseAttention { .. }
+        | Op::SelectKeys { .. }
         | Op::Recurrence { .. }
         | Op::Project(_)
         | Op::Island { .. } => return Err("it has no meaning to the interpreter".into()),

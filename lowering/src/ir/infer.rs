@@ -75,6 +75,8 @@ pub fn infer(op: &Op, operands: &[&TensorType]) -> Option<Result<Vec<TensorType>
         | Op::Full { .. }
         | Op::Arange { .. }
         | Op::Attention { .. }
+        | Op::SparseAttention { .. }
+        | Op::SelectKeys { .. }
         | Op::Recurrence { .. }
         | Op::Project(_)
         | Op::Island { .. } => None,
@@ -416,6 +418,8 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
         | Op::Full { .. }
         | Op::Arange { .. }
         | Op::Attention { .. }
+        | Op::SparseAttention { .. }
+        | Op::SelectKeys { .. }
         | Op::Recurrence { .. }
         | Op::Project(_)
         | Op::Island { .. } => Err("its type is not inferred".into()),

@@ -424,6 +424,15 @@ pub enum Op {
     /// where the first `d_v` elements of `k` are the values: writes K and V of
     /// the step to the layer's cache and attends over the block table (vLLM `unified_attention`).
     Attention { layer: u32 },
+    /// As `Attention`, of the keys that `selected int32 [t, count]` names by their position in the
+    /// request, -1 naming none: `q, selected, k, v? -> [t, heads, d_v]`. A token's row names no key
+    /// twice and none behind it, and all that it sees where those are at most `count`.
+    SparseAttention { layer: u32, count: i64 },
+    /// `q [t, heads, d], k [t, 1, d], weights [t, heads] -> int32 [t, count]`: writes K of the step to
+    /// the layer's cache, and names for each token the `count` keys of its request up to its own with
+    /// the largest `sum_h weights_h relu(q_h . k)`, computed in float32 (the indexer of DeepSeek
+    /// Sparse Attention, arXiv:2512.02556). In any order; -1 where there are fewer.
+    SelectKeys { layer: u32, count: i64 },
     /// One of a state layer's recurrences; see [`Recurrence`] for operands and result. `state` is the
     /// index among the layer's states.
     Recurrence {
@@ -442,7 +451,13 @@ pub enum Op {
 impl Op {
     /// Reads or writes state; kept in program order.
     pub fn is_effect(&self) -> bool {
-        matches!(self, Op::Attention { .. } | Op::Recurrence { .. })
+        matches!(
+            self,
+            Op::Attention { .. }
+                | Op::SparseAttention { .. }
+                | Op::SelectKeys { .. }
+                | Op::Recurrence { .. }
+        )
     }
 
     /// Takes no operands and costs nothing to name.
@@ -491,6 +506,8 @@ impl Op {
             Op::AttentionScores(_) => "attention_scores",
             Op::ScaledDotProductAttention { .. } => "scaled_dot_product_attention",
             Op::Attention { .. } => "attention",
+            Op::SparseAttention { .. } => "sparse_attention",
+            Op::SelectKeys { .. } => "select_keys",
             Op::Recurrence { function, .. } => function.name(),
             Op::Project(_) => "project",
             Op::Island { .. } => "island",

@@ -143,6 +143,27 @@ impl GraphPlan {
                             ));
                         }
                     }
+                    Op::SparseAttention { layer, count } => {
+                        inside(*layer, plan.layers.len(), "layer")?;
+                        let layer = &plan.layers[*layer as usize];
+                        let operands = if layer.value_in_key { 3 } else { 4 };
+                        if inputs.len() != operands || outputs.len() != 1 || *count < 1 {
+                            return Err(format!(
+                                "attention of layer {:?} to {count} keys on {} operands",
+                                layer.name,
+                                inputs.len()
+                            ));
+                        }
+                    }
+                    Op::SelectKeys { layer, count } => {
+                        inside(*layer, plan.layers.len(), "layer")?;
+                        if inputs.len() != 3 || outputs.len() != 1 || *count < 1 {
+                            return Err(format!(
+                                "a selection of {count} keys on {} operands",
+                                inputs.len()
+                            ));
+                        }
+                    }
                     Op::Recurrence {
                         function,
                         layer,

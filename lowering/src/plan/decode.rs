@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What one decode step of a plan launches and moves: one request, one token.
 
-use super::work::{Work, attention, rope_table, work};
+use super::work::{Work, attention, key_selection, rope_table, work};
 use super::{AttentionLayer, GraphPlan, PlanReport, Slot, Step};
 use crate::ir::{DType, Graph, Op, RopeStyle, TensorType};
 use serde::Serialize;
@@ -42,17 +42,23 @@ pub fn region_work(region: &Graph) -> Vec<Work> {
         .collect()
 }
 
-/// Work of an attention effect; none for anything else.
+/// Work of an effect on the KV cache; none for anything else.
 pub fn effect_work(op: &Op, layers: &[AttentionLayer], dtype: &str) -> Work {
-    let Op::Attention { layer } = op else {
-        return Work::default();
-    };
     let size = DType::from_name(dtype).map_or(2, DType::size) as u64;
-    layers
-        .get(*layer as usize)
-        .map_or(Work::default(), |layer| {
-            attention(layer, DECODE_CONTEXT, size)
-        })
+    let of = |layer: &u32, work: &dyn Fn(&AttentionLayer) -> Work| {
+        layers.get(*layer as usize).map_or(Work::default(), work)
+    };
+    match op {
+        Op::Attention { layer } => of(layer, &|layer| attention(layer, DECODE_CONTEXT, size)),
+        Op::SparseAttention { layer, count } => {
+            let selected = DECODE_CONTEXT.min((*count).max(0) as u64);
+            of(layer, &|layer| attention(layer, selected, size))
+        }
+        Op::SelectKeys { layer, count } => of(layer, &|layer| {
+            key_selection(layer, DECODE_CONTEXT, *count, size)
+        }),
+        _ => Work::default(),
+    }
 }
 
 /// One decode step of the graphs.
@@ -80,7 +86,7 @@ pub fn decode(
                 ),
                 Step::Effect { op, .. } => (
                     effect_work(op, layers, dtype),
-                    matches!(op, Op::Attention { .. }),
+                    matches!(op, Op::Attention { .. } | Op::SparseAttention { .. }),
                 ),
             };
             total = total + work;

@@ -38,7 +38,7 @@ pub struct Plan {
     pub version: u32,
     pub architecture: String,
     pub dtype: String,
-    /// State that effects refer to by index: `Op::Attention { layer }`.
+    /// State that effects refer to by index: `Op::Attention { layer }` and its kin.
     pub layers: Vec<AttentionLayer>,
     /// `Op::Recurrence { layer, .. }`.
     pub state_layers: Vec<StateLayer>,
@@ -168,7 +168,7 @@ pub enum Step {
         outputs: Vec<Slot>,
         release: Vec<Slot>,
     },
-    /// `Op::Attention` or `Op::Recurrence`.
+    /// One of those of which `Op::is_effect` says so.
     Effect {
         op: Op,
         inputs: Vec<Slot>,

@@ -83,7 +83,8 @@ pub fn work(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Work {
     match op {
         Op::Reshape { .. } | Op::Transpose { .. } | Op::Broadcast { .. } | Op::Slice { .. } => none,
         Op::Input(_) | Op::Parameter(_) | Op::Scalar(_) | Op::Project(_) => none,
-        Op::Attention { .. } | Op::Island { .. } => none,
+        Op::Attention { .. } | Op::SparseAttention { .. } | Op::SelectKeys { .. } => none,
+        Op::Island { .. } => none,
         // `Concatenate` copies each operand to its place.
         Op::Concat { .. } => operands
             .iter()
@@ -325,6 +326,26 @@ fn rope(operands: &[&TensorType]) -> Work {
 /// Sines negated and joined with themselves, once a step for all layers that share them.
 pub fn rope_table(sin: &TensorType) -> Work {
     Work::default().chain(3, bytes(sin))
+}
+
+/// Work of selecting `count` of the keys of a request of `context` tokens, whose cache holds elements
+/// of `size` bytes.
+pub fn key_selection(layer: &AttentionLayer, context: u64, count: i64, size: u64) -> Work {
+    let heads = layer.num_heads.clamp(0, MOST_HEADS) as u64;
+    let row = layer.head_size.clamp(0, MOST_HEADS) as u64 * size;
+    let written = Work::default().kernel(row, row);
+    if context <= count.max(0) as u64 {
+        return written;
+    }
+    let scores = heads * context * 4;
+    // Keys gathered, products, their positive parts, the weighted sum, its mask; order and names.
+    written
+        .kernel(context * row, context * row)
+        .kernel(context * row + heads * row, scores)
+        .kernel(scores, scores)
+        .kernel(scores, context * 4)
+        .chain(2, context * 4)
+        .kernel(context * 4, count.max(0) as u64 * 4)
 }
 
 /// Work of one attention layer that decodes one token of a request of `context` tokens, whose cache

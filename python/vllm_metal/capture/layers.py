@@ -17,8 +17,15 @@ def describe_layers(model: nn.Module, vllm_config: VllmConfig) -> dict[str, dict
     """The document's ``layers``, from vLLM's static forward context, by layer name."""
     context = vllm_config.compilation_config.static_forward_context
     paths = {id(p): path for path, p in model.named_parameters()}
+    heads = {
+        id(module.k_cache): module.n_head
+        for module in model.modules()
+        if hasattr(module, "k_cache") and hasattr(module, "n_head")
+    }
     return {
-        name: _describe(layer, paths)
+        name: {"kind": "index", "num_heads": heads[id(layer)], "head_size": layer.head_dim}
+        if id(layer) in heads
+        else _describe(layer, paths)
         for name, layer in context.items()
         if not isinstance(layer, MoERunnerInterface)  # the graph holds all of it
     }
@@ -54,6 +61,7 @@ def _describe(layer: nn.Module, parameter_paths: dict[int, str]) -> dict[str, An
         "sinks": None if sinks is None else parameter_paths[id(sinks)],
         "attn_type": str(getattr(impl.attn_type, "value", impl.attn_type)),
         "kv_sharing_target": impl.kv_sharing_target_layer_name,
+        "sparse": bool(getattr(layer, "use_sparse", False)),
     }
 
 

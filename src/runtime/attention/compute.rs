@@ -3,6 +3,7 @@
 
 use super::layout::{Batch, Layout};
 use super::mask::Mask;
+use super::select::only_selected;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::mlx::{Array, Mlx, dtype, scalar};
 use lowering::ir::DType;
@@ -142,7 +143,7 @@ pub fn write(mlx: &Mlx, cache: &Array, slots: &Array, keys_values: &[&Array]) ->
 }
 
 /// Attention of `q [t, heads, d]` over `rows [n, kv_heads, d + d_v]`: `[t, heads, d_v]` in the dtype
-/// of `q`.
+/// of `q`. With `selected`, to the keys at those positions alone; see `Op::SparseAttention`.
 pub fn attend(
     mlx: &Mlx,
     layer: &Layer,
@@ -150,6 +151,7 @@ pub fn attend(
     fused: bool,
     q: &Array,
     rows: &Array,
+    selected: Option<&Array>,
 ) -> Result<Array> {
     let heads = layer.plan.num_heads as i32;
     let value_size = layer.plan.head_size_v as i32;
@@ -161,6 +163,11 @@ pub fn attend(
             None => q.clone(),
         };
         let attend = if fused { attend_fused } else { attend_explicit };
+        let sparse = match selected {
+            Some(selected) => only_selected(mlx, batch, selected, fused)?,
+            None => None,
+        };
+        let batch = sparse.as_ref().unwrap_or(batch);
         results.push(attend(mlx, layer, batch, &queries, rows, q_dtype)?);
     }
     let result = match results.len() {

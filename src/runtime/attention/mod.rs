@@ -10,6 +10,7 @@ mod layout;
 mod mask;
 mod metadata;
 mod pieces;
+mod select;
 
 #[cfg(test)]
 mod tests;
@@ -18,3 +19,4 @@ pub use compute::{Layer, attend, encode_rows, write};
 pub use layout::Layout;
 pub use metadata::{Metadata, Pages};
 pub use pieces::{Kind, Source};
+pub use select::select;

@@ -16,7 +16,17 @@ use lowering::plan::{GraphPlan, Instruction, KernelChoice, Region, Step};
 pub trait Effects {
     /// `q [t, heads, d], k [t, kv_heads, d], v [t, kv_heads, d_v] -> [t, heads, d_v]` of the plan's
     /// layer; `v` only where it is not part of `k`, and neither where the layer reads what another wrote.
-    fn attention(&mut self, layer: u32, q: &Array, keys_values: &[&Array]) -> Result<Array>;
+    /// With `selected`, `[t, count]`, of those keys alone, as `Op::SparseAttention` says.
+    fn attention(
+        &mut self,
+        layer: u32,
+        q: &Array,
+        keys_values: &[&Array],
+        selected: Option<&Array>,
+    ) -> Result<Array>;
+
+    /// `Op::SelectKeys` of that many keys.
+    fn select_keys(&mut self, layer: u32, count: i64, operands: [&Array; 3]) -> Result<Array>;
 
     /// A recurrence on a state of the plan's state layer, with operands and result as
     /// [`Recurrence`] says; the result is float32.
@@ -464,7 +474,13 @@ impl Run<'_> {
             .collect::<Result<_>>()?;
         let results = match (op, operands.as_slice()) {
             (Op::Attention { layer }, [q, keys_values @ ..]) => {
-                vec![effects.attention(*layer, q, keys_values)?]
+                vec![effects.attention(*layer, q, keys_values, None)?]
+            }
+            (Op::SparseAttention { layer, .. }, [q, selected, keys_values @ ..]) => {
+                vec![effects.attention(*layer, q, keys_values, Some(selected))?]
+            }
+            (Op::SelectKeys { layer, count }, &[q, k, weights]) => {
+                vec![effects.select_keys(*layer, *count, [q, k, weights])?]
             }
             (
                 Op::Recurrence {

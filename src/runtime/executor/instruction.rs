@@ -170,6 +170,8 @@ pub fn execute(
         Op::Input(_)
         | Op::Parameter(_)
         | Op::Attention { .. }
+        | Op::SparseAttention { .. }
+        | Op::SelectKeys { .. }
         | Op::Recurrence { .. }
         | Op::Project(_)
         | Op::Island { .. } => {

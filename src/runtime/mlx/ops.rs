@@ -226,6 +226,14 @@ impl Mlx {
         self.make(|out, stream| unsafe { mlx_sys::mlx_argsort_axis(out, x.as_ptr(), axis, stream) })
     }
 
+    /// An order along the axis that puts the `count` smallest first, uint32.
+    pub fn argpartition(&self, x: &Array, count: i32, axis: i32) -> MlxResult<Array> {
+        // SAFETY: a live array and the stream of `self`.
+        self.make(|out, stream| unsafe {
+            mlx_sys::mlx_argpartition_axis(out, x.as_ptr(), count - 1, axis, stream)
+        })
+    }
+
     /// Running sum along the axis, the element itself included.
     pub fn cumsum(&self, x: &Array, axis: i32) -> MlxResult<Array> {
         // SAFETY: a live array and the stream of `self`.

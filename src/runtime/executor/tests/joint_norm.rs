@@ -10,7 +10,11 @@ use lowering::plan::{Binding, GraphPlan, Instruction, KernelChoice, Region, Step
 struct NoEffects;
 
 impl Effects for NoEffects {
-    fn attention(&mut self, _: u32, _: &Array, _: &[&Array]) -> Result<Array> {
+    fn attention(&mut self, _: u32, _: &Array, _: &[&Array], _: Option<&Array>) -> Result<Array> {
+        unreachable!()
+    }
+
+    fn select_keys(&mut self, _: u32, _: i64, _: [&Array; 3]) -> Result<Array> {
         unreachable!()
     }
 
