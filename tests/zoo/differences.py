@@ -7,6 +7,7 @@ is saved, Hugging Face's model is changed in that one respect, and the row of th
 And where vLLM's loader asks for other tensors than Hugging Face's class saves.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,38 @@ def _unlimited_steps(model: PreTrainedModel) -> None:
             module.time_step_limit = (0.0, float("inf"))
 
 
+def _latent_norms(model: PreTrainedModel) -> None:
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        for norm in (attention.q_a_layernorm, attention.kv_a_layernorm):
+            norm.variance_epsilon = model.config.rms_norm_eps
+        if attention.indexer is not None:
+            attention.indexer.k_norm.eps = 1e-6
+
+
+def _interleaved_rotation(model: PreTrainedModel) -> None:
+    def rotate(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = (x.chunk(2, dim=-1)[0].unsqueeze(unsqueeze_dim) for x in (cos, sin))
+
+        def one(x: torch.Tensor) -> torch.Tensor:
+            a, b = x[..., ::2], x[..., 1::2]
+            return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+
+        return one(q), one(k)
+
+    sys.modules[type(model).__module__].apply_rotary_pos_emb = rotate  # type: ignore[attr-defined]
+
+
+def _both(*changes: Callable[[PreTrainedModel], None]) -> Callable[[PreTrainedModel], None]:
+    def adjust(model: PreTrainedModel) -> None:
+        for change in changes:
+            change(model)
+
+    return adjust
+
+
 _WIDER_WINDOW = "windows are one token longer"
 
 DIFFERENCES = {
@@ -88,6 +121,12 @@ DIFFERENCES = {
         "nothing passes per_layer_inputs to the text model, and their projection is not scaled "
         "before its norm (models/gemma3n.py, Gemma3nForCausalLM and get_per_layer_inputs)",
         _no_token_inputs,
+    ),
+    "HYV4ForCausalLM": Difference(
+        "rotations are of neighbouring elements, the norms of both latents have the model's epsilon "
+        "and that of index keys has 1e-6 (models/hy_v4/nvidia/attention.py, HYV4MLAAttention and "
+        "Indexer)",
+        _both(_interleaved_rotation, _latent_norms),
     ),
     "LagunaForCausalLM": Difference(
         "its loader passes over the router's correction (models/laguna.py, load_weights: "
@@ -166,6 +205,17 @@ FORMATS = {
         "experts stand under routed_experts, which is where vLLM has moved them and where its "
         "loader does not look (models/dbrx.py, load_weights)",
         _renamed((".experts.mlp.", ".experts.routed_experts.mlp.")),
+    ),
+    "HYV4ForCausalLM": Format(
+        "names as in checkpoints of that family, which the class's own renaming, turned round, does "
+        "not give (models/hy_v4/nvidia/model.py, load_weights)",
+        _renamed(
+            (".hc_pre.hc_head.", ".hc_head."),
+            (".hc_pre.hc_attn_layer.", ".hc_attn_layer.hc_pre."),
+            (".hc_pre.hc_mlp_layer.", ".hc_mlp_layer.hc_pre."),
+            (".mlp.linear_gate.", ".mlp.gate_proj."),
+            (".shared_experts.linear_gate.", ".shared_experts.gate_proj."),
+        ),
     ),
     "LongcatFlashForCausalLM": Format(
         "no weights of experts that copy (models/longcat_flash.py, load_weights)",

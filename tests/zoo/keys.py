@@ -84,6 +84,12 @@ ALWAYS = {
 WITH_TENSORS = {"qk_norm": ".q_norm."}
 """Of those, the ones that ask for tensors: only where a name in the checkpoint has this part."""
 
+IMPLIED: dict[str, dict[str, Any]] = {
+    # Hugging Face's classes that know both kinds of layers take it for granted.
+    "indexer_types": {"indexer_rope_interleave": True},
+}
+"""Keys of checkpoints whose class writes the first, for which vLLM has other defaults."""
+
 BY_LAYER: dict[str, list[Any]] = {
     "block_configs": [
         {
