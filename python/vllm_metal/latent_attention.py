@@ -92,28 +92,44 @@ def forward(
     """q [num_tokens, num_heads, qk_nope_head_dim + qk_rope_head_dim], kv_c_normed [num_tokens,
     kv_lora_rank], k_pe [num_tokens, 1, qk_rope_head_dim] -> [num_tokens, num_heads *
     v_head_dim]."""
+    buffer = self.impl.topk_indices_buffer if self.use_sparse else None
+    selected = _selected_keys(buffer) if self.use_sparse else None
+    return attend_absorbed(self, q, kv_c_normed, k_pe, self.num_heads, selected)
+
+
+def attend_absorbed(
+    layer: Any,
+    q: torch.Tensor,
+    kv_c_normed: torch.Tensor,
+    k_pe: torch.Tensor,
+    num_heads: int,
+    selected: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What `forward` says, by any layer with such weights and a cache of its name; of the selected
+    keys int32[num_tokens, count], or all."""
     w_uk, w_uv = split_kv_b_proj(
-        self.kv_b_proj,
+        layer.kv_b_proj,
         q.dtype,
-        self.kv_lora_rank,
-        self.num_heads,
-        self.qk_nope_head_dim,
-        self.v_head_dim,
+        layer.kv_lora_rank,
+        num_heads,
+        layer.qk_nope_head_dim,
+        layer.v_head_dim,
     )
-    q_nope, q_rope = q.split([self.qk_nope_head_dim, self.qk_rope_head_dim], dim=-1)
+    q_nope, q_rope = q.split([layer.qk_nope_head_dim, layer.qk_rope_head_dim], dim=-1)
     q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk.permute(1, 2, 0)).transpose(0, 1)
     query = torch.cat([q_latent, q_rope], dim=-1)
     key, value = torch.cat([kv_c_normed.unsqueeze(1), k_pe], dim=-1), kv_c_normed.unsqueeze(1)
-    if self.use_sparse:
-        selected = _selected_keys(self.impl.topk_indices_buffer)
-        latent = torch.ops.vllm_metal.sparse_attention(query, selected, key, value, self.layer_name)
-    else:
+    if selected is None:
         latent = torch.empty_like(q_latent)
         torch.ops.vllm.unified_attention_with_output(
-            query, key, value, latent, _encode_layer_name(self.layer_name)
+            query, key, value, latent, _encode_layer_name(layer.layer_name)
+        )
+    else:
+        latent = torch.ops.vllm_metal.sparse_attention(
+            query, selected, key, value, layer.layer_name
         )
     result = torch.bmm(latent.transpose(0, 1), w_uv.transpose(0, 1)).transpose(0, 1)
-    return result.reshape(q.shape[0], self.num_heads * self.v_head_dim)
+    return result.reshape(q.shape[0], num_heads * layer.v_head_dim)
 
 
 def name_selected_keys(buffer: torch.Tensor, selected: torch.Tensor) -> None:

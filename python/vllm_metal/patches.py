@@ -37,6 +37,7 @@ REPLACEMENTS = {
     "vllm.models.beam.nvidia.attention_ops": "vllm_metal.fused.attention_inputs",
     "vllm.models.beam.nvidia.layernorm": "vllm_metal.fused.residual_norm",
     "vllm.models.flint.model": "vllm_metal.fused.sink_attention",
+    "vllm.models.kimi_k3.nvidia.model": "vllm_metal.fused.joint_latent_attention",
     "vllm.models.kimi_k3.nvidia.ops.attn_res": "vllm_metal.fused.attention_residual",
     "vllm.triton_utils": "vllm_metal.triton_placeholder",
     "vllm.v1.worker.mamba_utils": "vllm_metal.recurrent.alignment",

@@ -33,6 +33,7 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_metal import checkpoint, envs, layers, patches
+from vllm_metal.cuda_placeholder import without_streams
 from vllm_metal.kernels.contract import Run
 from vllm_metal.kernels.usable import check_kernels
 from vllm_metal.lowered import HiddenStates, LoweredModel, log_report, lower
@@ -81,6 +82,7 @@ class MetalModelRunner(CPUModelRunner):
                 tensors = self._check_checkpoint(loader)
                 loading.enter_context(mapped_weights())
                 loading.enter_context(checkpoint.naming_bad_weights(loader, tensors))
+            loading.enter_context(without_streams())
             model = loader.load_model(vllm_config=self.vllm_config, model_config=self.model_config)
         patches.apply()
         storages = {

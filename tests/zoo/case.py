@@ -172,7 +172,7 @@ def _add_keys(path: Path, added: list[str]) -> None:
     missing = {key for key, part in keys.WITH_TENSORS.items() if part not in tensors}
     config = {key: keys.ALWAYS[key] for key in keys.ALWAYS.keys() - missing} | config
     for known, implied in keys.IMPLIED.items():
-        config = (implied if known in config else {}) | config
+        config = (implied(config) if known in config else {}) | config
     for name in [key for one in added for key in (one, *keys.TOGETHER.get(one, ()))]:
         with contextlib.suppress(KeyError):
             config.setdefault(name, keys.value(name, config))

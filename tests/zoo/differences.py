@@ -188,6 +188,9 @@ def _plain_linear_attention(tensors: Tensors, model: PreTrainedModel) -> Tensors
     return tensors
 
 
+_MLP = ("gate", "up", "down")
+
+
 @dataclass(frozen=True)
 class Format:
     """`change` makes the tensors that vLLM loads of those that Hugging Face's class saves."""
@@ -215,6 +218,13 @@ FORMATS = {
             (".hc_pre.hc_mlp_layer.", ".hc_mlp_layer.hc_pre."),
             (".mlp.linear_gate.", ".mlp.gate_proj."),
             (".shared_experts.linear_gate.", ".shared_experts.gate_proj."),
+        ),
+    ),
+    "KimiLinearForCausalLM": Format(
+        "dense layers' names as in checkpoints of that family, which the class's own renaming, "
+        "turned round, does not give (models/kimi_k3/nvidia/model.py, load_weights)",
+        _renamed(
+            *((f".block_sparse_moe.{name}_proj.", f".mlp.{name}_proj.") for name in _MLP)
         ),
     ),
     "LongcatFlashForCausalLM": Format(

@@ -6,6 +6,7 @@ get their value by rule, the rest stand here.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from zoo.shrink import HIDDEN_SIZE, MOST_LAYERS, NUM_HEADS, VOCAB_SIZE, WINDOW, shrink_count
@@ -84,11 +85,28 @@ ALWAYS = {
 WITH_TENSORS = {"qk_norm": ".q_norm."}
 """Of those, the ones that ask for tensors: only where a name in the checkpoint has this part."""
 
-IMPLIED: dict[str, dict[str, Any]] = {
+
+def _delta_layers(config: dict[str, Any]) -> dict[str, Any]:
+    # Layers are counted from one.
+    kinds = list(enumerate(config["layer_types"], start=1))
+    return {
+        "linear_attn_config": {
+            "kda_layers": [layer for layer, kind in kinds if kind == "linear_attention"],
+            "full_attn_layers": [layer for layer, kind in kinds if kind == "full_attention"],
+            "num_heads": config["linear_num_heads"],
+            "head_dim": config["linear_head_dim"],
+            "short_conv_kernel_size": config["linear_conv_kernel_dim"],
+        },
+        "first_k_dense_replace": config["mlp_layer_types"].index("sparse"),
+    }
+
+
+IMPLIED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     # Hugging Face's classes that know both kinds of layers take it for granted.
-    "indexer_types": {"indexer_rope_interleave": True},
+    "indexer_types": lambda config: {"indexer_rope_interleave": True},
+    "linear_num_heads": _delta_layers,
 }
-"""Keys of checkpoints whose class writes the first, for which vLLM has other defaults."""
+"""Where a class writes the first key: what checkpoints say too, and vLLM has other defaults for."""
 
 BY_LAYER: dict[str, list[Any]] = {
     "block_configs": [

@@ -12,6 +12,7 @@ from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from vllm_metal import layers, patches
+from vllm_metal.cuda_placeholder import without_streams
 
 
 def construct(vllm_config: VllmConfig) -> nn.Module:
@@ -22,7 +23,8 @@ def construct(vllm_config: VllmConfig) -> nn.Module:
     """
     layers.register()
     patches.prepare(vllm_config.model_config)
-    with set_default_torch_dtype(vllm_config.model_config.dtype), _weightless_parameters():
+    dtype = vllm_config.model_config.dtype
+    with set_default_torch_dtype(dtype), _weightless_parameters(), without_streams():
         model = initialize_model(vllm_config=vllm_config).eval()
     patches.apply()
     return model

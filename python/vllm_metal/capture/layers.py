@@ -9,6 +9,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.fused_moe.runner.moe_runner_interface import MoERunnerInterface
 from vllm.model_executor.layers.mamba.abstract import MambaBase
 
+from vllm_metal.attention import MetalAttentionImpl
 from vllm_metal.fx import encode_float
 from vllm_metal.latent_attention import MetalLatentAttentionImpl
 
@@ -41,20 +42,20 @@ def _describe(layer: nn.Module, parameter_paths: dict[int, str]) -> dict[str, An
     if isinstance(layer, MambaBase):
         return {"kind": "state", "states": [list(shape) for shape in layer.get_state_shape()]}
     impl = getattr(layer, "impl", None)
-    if impl is None or not hasattr(layer, "num_kv_heads"):
+    if not isinstance(impl, MetalAttentionImpl):
         used = {parameter_paths[id(p)] for p in layer.parameters() if id(p) in parameter_paths}
         return {"kind": type(layer).__name__, "parameters": sorted(used)}
     sinks = getattr(impl, "sinks", None)
     latent = isinstance(impl, MetalLatentAttentionImpl)
     return {
         "kind": "attention",
-        "num_heads": layer.num_heads,
-        "num_kv_heads": layer.num_kv_heads,
-        "head_size": layer.head_size,
+        "num_heads": impl.num_heads,
+        "num_kv_heads": impl.num_kv_heads,
+        "head_size": impl.head_size,
         "head_size_v": impl.kv_lora_rank if latent else layer.head_size_v,
         "value_in_key": latent,
         "scale": encode_float(float(impl.scale)),
-        "sliding_window": _window(layer.sliding_window),
+        "sliding_window": _window(getattr(layer, "sliding_window", None)),
         "logits_soft_cap": _optional_float(getattr(impl, "logits_soft_cap", None)),
         "alibi_slopes": _floats(getattr(impl, "alibi_slopes", None)),
         "use_alibi_sqrt": bool(getattr(layer, "use_alibi_sqrt", False)),
