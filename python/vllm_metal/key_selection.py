@@ -67,7 +67,9 @@ def sparse_attention(
 
 _library.define("select_keys(Tensor q, Tensor k, Tensor weights, int count, str layer) -> Tensor")
 _library.impl("select_keys", select_keys, "CPU")
-_library.define("sparse_attention(Tensor q, Tensor selected, Tensor k, Tensor v, str layer) -> Tensor")
+_library.define(
+    "sparse_attention(Tensor q, Tensor selected, Tensor k, Tensor v, str layer) -> Tensor"
+)
 _library.impl("sparse_attention", sparse_attention, "CPU")
 
 

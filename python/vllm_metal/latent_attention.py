@@ -92,8 +92,7 @@ def forward(
     """q [num_tokens, num_heads, qk_nope_head_dim + qk_rope_head_dim], kv_c_normed [num_tokens,
     kv_lora_rank], k_pe [num_tokens, 1, qk_rope_head_dim] -> [num_tokens, num_heads *
     v_head_dim]."""
-    buffer = self.impl.topk_indices_buffer if self.use_sparse else None
-    selected = _selected_keys(buffer) if self.use_sparse else None
+    selected = _selected_keys(self.impl.topk_indices_buffer) if self.use_sparse else None
     return attend_absorbed(self, q, kv_c_normed, k_pe, self.num_heads, selected)
 
 
@@ -133,8 +132,8 @@ def attend_absorbed(
 
 
 def name_selected_keys(buffer: torch.Tensor, selected: torch.Tensor) -> None:
-    """Says what the layers that share vLLM's buffer of positions attend to from now on in this step:
-    selected int32[num_tokens, count]."""
+    """What layers with vLLM's buffer of positions attend to from now on in this step: selected
+    int32[num_tokens, count]."""
     get_forward_context().additional_kwargs[f"selected_keys_{id(buffer)}"] = selected
 
 

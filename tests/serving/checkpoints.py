@@ -17,6 +17,8 @@ from tokenizers.trainers import BpeTrainer
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    DeepseekV32Config,
+    DeepseekV32ForCausalLM,
     FalconH1Config,
     FalconH1ForCausalLM,
     Gemma2Config,
@@ -77,6 +79,8 @@ _LATENT = {
     "v_head_dim": 12,
     "first_k_dense_replace": 2,
 }
+# Fewer keys than most prompts have, and so many heads that no two keys have the same score.
+_INDEX = {"index_topk": 12, "index_n_heads": 16, "index_head_dim": 16}
 _MAMBA_2 = {
     "num_hidden_layers": 2,
     "hidden_size": 64,
@@ -129,6 +133,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 }
 STATE_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "deepseek3": lambda: DeepseekV3ForCausalLM(DeepseekV3Config(**_SHAPE | _LATENT)),
+    "deepseek32": lambda: DeepseekV32ForCausalLM(DeepseekV32Config(**_SHAPE | _LATENT | _INDEX)),
     "mamba2": lambda: Mamba2ForCausalLM(Mamba2Config(**_SPECIAL | _MAMBA_2, eos_token_id=None)),
     "jamba": lambda: JambaForCausalLM(JambaConfig(**_SHAPE | _JAMBA)),
     "falcon_h1": lambda: FalconH1ForCausalLM(FalconH1Config(**_SHAPE | _FALCON_H1)),

@@ -81,7 +81,11 @@ def _latent_norms(model: PreTrainedModel) -> None:
 
 def _interleaved_rotation(model: PreTrainedModel) -> None:
     def rotate(
-        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        unsqueeze_dim: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = (x.chunk(2, dim=-1)[0].unsqueeze(unsqueeze_dim) for x in (cos, sin))
 
@@ -123,9 +127,9 @@ DIFFERENCES = {
         _no_token_inputs,
     ),
     "HYV4ForCausalLM": Difference(
-        "rotations are of neighbouring elements, the norms of both latents have the model's epsilon "
-        "and that of index keys has 1e-6 (models/hy_v4/nvidia/attention.py, HYV4MLAAttention and "
-        "Indexer)",
+        "rotations are of neighbouring elements, the norms of both latents have the model's "
+        "epsilon and that of index keys has 1e-6 (models/hy_v4/nvidia/attention.py, "
+        "HYV4MLAAttention and Indexer)",
         _both(_interleaved_rotation, _latent_norms),
     ),
     "LagunaForCausalLM": Difference(
@@ -210,8 +214,8 @@ FORMATS = {
         _renamed((".experts.mlp.", ".experts.routed_experts.mlp.")),
     ),
     "HYV4ForCausalLM": Format(
-        "names as in checkpoints of that family, which the class's own renaming, turned round, does "
-        "not give (models/hy_v4/nvidia/model.py, load_weights)",
+        "names as in checkpoints of that family, which the class's own renaming, turned round, "
+        "does not give (models/hy_v4/nvidia/model.py, load_weights)",
         _renamed(
             (".hc_pre.hc_head.", ".hc_head."),
             (".hc_pre.hc_attn_layer.", ".hc_attn_layer.hc_pre."),
@@ -223,9 +227,7 @@ FORMATS = {
     "KimiLinearForCausalLM": Format(
         "dense layers' names as in checkpoints of that family, which the class's own renaming, "
         "turned round, does not give (models/kimi_k3/nvidia/model.py, load_weights)",
-        _renamed(
-            *((f".block_sparse_moe.{name}_proj.", f".mlp.{name}_proj.") for name in _MLP)
-        ),
+        _renamed(*((f".block_sparse_moe.{name}_proj.", f".mlp.{name}_proj.") for name in _MLP)),
     ),
     "LongcatFlashForCausalLM": Format(
         "no weights of experts that copy (models/longcat_flash.py, load_weights)",

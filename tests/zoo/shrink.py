@@ -153,7 +153,7 @@ _RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
     (r"swa_num_key_value_heads", _fixed(NUM_HEADS // 2)),
     (r"linear_num_key_heads", _key_heads),
     (r"num_attention_heads|n_heads?|(linear|swa)_num_(value_|attention_)?heads", _fixed(NUM_HEADS)),
-    # Enough that scarcely a key is on the negative side of all of them: equal scores would be a tie.
+    # So many that hardly a key is on the negative side of all: scores of 0 would be ties.
     (r"index_n_heads", _fixed(16)),
     # layers
     (r"first_k_dense_replace|num_dense_layers", _dense_layers),

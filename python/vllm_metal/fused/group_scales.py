@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that vLLM's kernels take in FP8, with a scale for each group: here they stay what they are.
+"""Values that vLLM's kernels take in FP8 with scales by group: here they stay what they are.
 
 Checkpoints are not quantised here, so this is about values that a model computes, such as the
 queries of a sparse indexer.

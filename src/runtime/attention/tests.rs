@@ -7,6 +7,8 @@ use crate::runtime::testing::{Random, cpu, difference, floats, values};
 use lowering::ir::{DType, Float};
 use lowering::plan::AttentionLayer;
 
+mod select;
+
 const BLOCK: usize = 4;
 const NUM_BLOCKS: usize = 64;
 
@@ -159,8 +161,22 @@ fn step(case: &Case, random: &mut Random, lengths: &[(usize, usize)], padding: u
     }
 }
 
+/// For each token of the step, padding included, the positions that it attends to; -1 is none.
+type Selected = Vec<Vec<i32>>;
+
+/// int32 `[rows, columns]`
+fn integers(rows: &[Vec<i32>]) -> Array {
+    let shape = [rows.len() as i32, rows[0].len() as i32];
+    let bytes: Vec<u8> = rows
+        .iter()
+        .flatten()
+        .flat_map(|x| x.to_ne_bytes())
+        .collect();
+    crate::runtime::mlx::host_array(&bytes, &shape, DType::Int32).unwrap()
+}
+
 /// The definition, token by token.
-fn expected(case: &Case, step: &Step, sinks: &[f32]) -> Vec<f64> {
+fn expected(case: &Case, step: &Step, sinks: &[f32], selected: Option<&Selected>) -> Vec<f64> {
     let plan = plan(case);
     let mut result = Vec::new();
     for (request, (keys, all_values)) in step.history.iter().enumerate() {
@@ -180,7 +196,8 @@ fn expected(case: &Case, step: &Step, sinks: &[f32]) -> Vec<f64> {
                         let span = *first..=*last;
                         *of == request && span.contains(&position) && span.contains(&other)
                     });
-                    if !seen && !together {
+                    let named = selected.is_none_or(|rows| rows[row].contains(&(other as i32)));
+                    if !(seen || together) || !named {
                         continue;
                     }
                     let key = &keys[(other * case.kv_heads + kv_head) * case.size..][..case.size];
@@ -231,6 +248,7 @@ fn found(
     sinks: &Array,
     dtype: DType,
     fused: bool,
+    selected: Option<&Selected>,
 ) -> Vec<f64> {
     let plan = plan(case);
     let layer = Layer::new(mlx, plan.clone(), case.sinks.then(|| sinks.clone())).unwrap();
@@ -275,7 +293,8 @@ fn found(
             crate::runtime::mlx::host_array(&bytes, &[slots.len() as i32], DType::Int32).unwrap();
         write(mlx, &cache, &slots, &[&k, &v]).unwrap()
     };
-    let result = attend(mlx, &layer, &layout, fused, &q, &rows).unwrap();
+    let selected = selected.map(|rows| integers(rows));
+    let result = attend(mlx, &layer, &layout, fused, &q, &rows, selected.as_ref()).unwrap();
     assert_eq!(
         result.shape(),
         [
@@ -390,11 +409,11 @@ fn every_kind_of_layer_equals_the_loops_on_random_ragged_batches() {
                 .collect();
             let step = step(&case, &mut random, &lengths, random_padding(round));
             let sinks = random.units(case.heads);
-            let expected = expected(&case, &step, &sinks);
+            let expected = expected(&case, &step, &sinks, None);
             let sinks = floats(&sinks, &[case.heads as i32]);
             let can_fuse = case.soft_cap.is_none() && !case.alibi && case.value_size == case.size;
             for fused in [false, true].into_iter().filter(|fused| !fused || can_fuse) {
-                let found = found(&mlx, &case, &step, &sinks, DType::Float32, fused);
+                let found = found(&mlx, &case, &step, &sinks, DType::Float32, fused, None);
                 let error = difference(&found, &expected);
                 assert!(
                     error < 2e-6,
@@ -417,9 +436,9 @@ fn sixteen_bit_operands_are_rounded_once() {
     let lengths = [(1, 9), (4, 3), (1, 2)];
     let step = step(&PLAIN, &mut random, &lengths, 0);
     let none = floats(&[0.0; 4], &[4]);
-    let exact = found(&mlx, &PLAIN, &step, &none, DType::Float32, false);
+    let exact = found(&mlx, &PLAIN, &step, &none, DType::Float32, false, None);
     for (dtype, tolerance) in [(DType::Float16, 2e-3), (DType::Bfloat16, 1.6e-2)] {
-        let rounded = found(&mlx, &PLAIN, &step, &none, dtype, false);
+        let rounded = found(&mlx, &PLAIN, &step, &none, dtype, false, None);
         let error = difference(&rounded, &exact);
         assert!(error > 0.0 && error < tolerance, "{dtype}: {error}");
     }
@@ -430,7 +449,7 @@ fn a_step_without_requests_gives_zeros() {
     let mlx = cpu();
     let step = step(&PLAIN, &mut Random(1), &[], 5);
     let none = floats(&[0.0; 4], &[4]);
-    assert!(found(&mlx, &PLAIN, &step, &none, DType::Float32, false).is_empty());
+    assert!(found(&mlx, &PLAIN, &step, &none, DType::Float32, false, None).is_empty());
 }
 
 #[test]
