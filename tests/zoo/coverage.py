@@ -24,7 +24,8 @@ _PATCHES = """
 
 What of vLLM has CUDA or Triton forms only, and what is in its place
 (`python/vllm_metal/patches.py`). vLLM's PyTorch model runs the same definition, so where Hugging
-Face has no model to compare with, it is part of the reference too.
+Face has no model to compare with, it is part of the reference too. While a model is built, CUDA's
+streams are None (`python/vllm_metal/cuda_placeholder.py`).
 
 | of vLLM | in its place |
 |---|---|"""
