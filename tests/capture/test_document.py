@@ -81,6 +81,7 @@ def test_layers_carry_the_attention_contract(build: Build) -> None:
         "sinks": None,
         "attn_type": "decoder",
         "kv_sharing_target": None,
+        "sparse": False,
     }
     assert captured.layers["model.layers.1.self_attn.attn"]["sliding_window"] is None
 
