@@ -85,6 +85,7 @@ ALWAYS = {
 WITH_TENSORS = {"qk_norm": ".q_norm."}
 """Of those, the ones that ask for tensors: only where a name in the checkpoint has this part."""
 
+
 def _delta_layers(config: dict[str, Any]) -> dict[str, Any]:
     # Layers are counted from one.
     kinds = list(enumerate(config["layer_types"], start=1))
