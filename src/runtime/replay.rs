@@ -3,7 +3,7 @@
 //!
 //! The first step of a shape is built as any other, the second one is traced on placeholders, and
 //! from then on steps of that shape replay the trace with their own inputs, index arrays and caches
-//! (see [`super::mlx::Tape`]). A graph holds the parameters' handles and about a kilobyte for
+//! (see [`super::mlx::Tape`]). A tape holds the parameters' handles and some hundred bytes for
 //! each node, so only the shapes used last are kept.
 
 use super::mlx::Tape;

@@ -40,6 +40,7 @@ unsafe extern "C" {
         tape: *const Recording,
         inputs: mlx_sys::mlx_vector_array,
     ) -> c_int;
+    #[cfg(test)]
     fn vllm_metal_tape_num_nodes(tape: *const Recording) -> usize;
     fn vllm_metal_tape_free(tape: *mut Recording);
 }
@@ -127,7 +128,8 @@ impl Tape {
     }
 
     /// Nodes that a replay makes.
-    pub fn num_nodes(&self) -> usize {
+    #[cfg(test)]
+    fn num_nodes(&self) -> usize {
         // SAFETY: reads a field of a live tape.
         unsafe { vllm_metal_tape_num_nodes(self.0.as_ptr()) }
     }
