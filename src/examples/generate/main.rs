@@ -44,6 +44,10 @@ struct Options {
     /// Where to compute; the GPU where there is one unless said
     #[arg(long)]
     device: Option<Place>,
+    /// Generate the text so often, and give the figures of the last time: MLX compiles what a GPU
+    /// runs at first use
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
     /// Print loading time, tokens per second and peak memory to the standard error
     #[arg(long)]
     stats: bool,
@@ -112,7 +116,14 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         report.copied_bytes,
         report.folded_bytes
     );
-    let summary = generate(&generator, &runtime, &texts, prompt, options, load)?;
+    let once = |silent| {
+        let prompt = prompt.clone();
+        generate(&generator, &runtime, &texts, prompt, silent, options, load)
+    };
+    for _ in 1..options.runs {
+        once(true)?;
+    }
+    let summary = once(options.json)?;
     if options.json {
         println!("{}", summary.json());
     } else {
@@ -141,6 +152,7 @@ fn generate(
     runtime: &Runtime,
     texts: &Texts,
     prompt: Vec<i64>,
+    silent: bool,
     options: &Options,
     load: Duration,
 ) -> Result<Summary, Box<dyn Error>> {
@@ -162,7 +174,7 @@ fn generate(
     let mut tokens = vec![token];
     let mut printed = 0;
     while !generator.ends(token) && tokens.len() < room {
-        if !options.json {
+        if !silent {
             printed += print(&texts.decode(&tokens)?, printed)?;
         }
         token = generator.decode(token, prompt.len() + tokens.len() - 1)?;
@@ -175,7 +187,7 @@ fn generate(
         Finish::Length
     };
     let text = texts.decode(&tokens)?;
-    if !options.json {
+    if !silent {
         stdout().write_all(&text.as_bytes()[printed..])?;
     }
     Ok(Summary {

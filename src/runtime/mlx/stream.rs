@@ -78,6 +78,15 @@ impl Mlx {
         self.device
     }
 
+    /// Whether pages of foreign memory can be an array: Metal's buffers can. CUDA's and the CPU's
+    /// allocators copy all of them, also what lies between the end of a file and that of its page.
+    pub fn takes_pages(&self) -> bool {
+        let mut metal = false;
+        // SAFETY: writes a bool.
+        let status = unsafe { mlx_sys::mlx_metal_is_available(&mut metal) };
+        self.device == Device::Gpu && status == 0 && metal
+    }
+
     /// How often arrays were computed and waited for since the start.
     pub fn evaluations(&self) -> u64 {
         self.evaluations.get()

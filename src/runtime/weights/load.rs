@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Takes the memory of weights over.
 //!
-//! On a GPU, MLX uses memory that begins at a page as it is. Its CPU allocator takes no foreign
-//! memory at all: weights are copied there, once, and what they were copied from is let go.
+//! On Metal, MLX uses memory that begins at a page as it is. Its allocators for the CPU and for CUDA
+//! take no foreign memory at all: weights are copied there, once, and what they were copied from is
+//! let go.
 
 use super::FileTensor;
 use crate::runtime::dlpack::Imported;
 use crate::runtime::error::Result;
 use crate::runtime::host::HostTensor;
-use crate::runtime::mlx::{self, Array, Device, Mlx, foreign_array, host_array};
+use crate::runtime::mlx::{self, Array, Mlx, foreign_array, host_array};
 
 /// Where a parameter comes from.
 pub enum Source {
@@ -84,7 +85,7 @@ fn take_tensor(tensor: Imported, report: &mut LoadReport) -> Result<Array> {
 
 fn take_file(mlx: &Mlx, file: &FileTensor, report: &mut LoadReport) -> Result<Array> {
     let aligned = file.offset.is_multiple_of(file.dtype.size());
-    if mlx.device() == Device::Cpu || file.nbytes == 0 || !aligned {
+    if !mlx.takes_pages() || file.nbytes == 0 || !aligned {
         report.copied_bytes += file.nbytes;
         let array = host_array(file.bytes(), &file.shape, file.dtype)?;
         file.forget_pages();
