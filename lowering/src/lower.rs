@@ -80,12 +80,14 @@ pub fn lower(document: &[u8], options: &Options) -> Result<Lowered> {
     let rewrite = milliseconds(start);
 
     let start = Instant::now();
+    let mut layers = program.layers.clone();
+    plan::choose_layers(&mut layers, &graphs);
     let plan = Plan {
         format: PLAN_FORMAT.into(),
         version: PLAN_VERSION,
         architecture: program.architecture.clone(),
         dtype: program.dtype.clone(),
-        layers: program.layers.clone(),
+        layers,
         state_layers: program.state_layers.clone(),
         graphs,
     };

@@ -15,11 +15,14 @@ use std::rc::Rc;
 #[derive(Default)]
 pub struct Kernels {
     held: BTreeMap<&'static str, MetalKernel>,
-    /// By what the plan chose and the number of rows.
-    specialisations: HashMap<KernelChoice, HashMap<i64, Rc<Specialisation>>>,
+    /// By what the plan chose and the sizes of the step.
+    specialisations: HashMap<KernelChoice, HashMap<StepSizes, Rc<Specialisation>>>,
 }
 
-/// Numbers of rows that are remembered of a choice; decoding meets few.
+/// Sizes that differ from step to step, by the contract's names.
+type StepSizes = Vec<(&'static str, i64)>;
+
+/// Steps that are remembered of a choice; decoding meets few.
 const MOST_REMEMBERED: usize = 256;
 
 /// A kernel with a launch: made once for what repeats every step.
@@ -113,22 +116,26 @@ fn axis_size(name: &str, axis: &Expression, sizes: &Sizes) -> Result<i64> {
 }
 
 impl Kernels {
-    /// The specialisation of a plan's choice for so many rows.
+    /// The specialisation of a plan's choice for such a step.
     ///
     /// # Errors
     /// As [`Specialisation::new`].
-    pub fn chosen(&mut self, choice: &KernelChoice, num_rows: i64) -> Result<Rc<Specialisation>> {
+    pub fn chosen(
+        &mut self,
+        choice: &KernelChoice,
+        step: &[(&'static str, i64)],
+    ) -> Result<Rc<Specialisation>> {
         let known = self.specialisations.get(choice);
-        if let Some(found) = known.and_then(|by_rows| by_rows.get(&num_rows)) {
+        if let Some(found) = known.and_then(|by_step| by_step.get(step)) {
             return Ok(found.clone());
         }
-        let made = Specialisation::new(&choice.name, &choice.sizes(num_rows), &choice.dtypes)?;
+        let made = Specialisation::new(&choice.name, &choice.sizes(step), &choice.dtypes)?;
         let made = Rc::new(made);
-        let by_rows = self.specialisations.entry(choice.clone()).or_default();
-        if by_rows.len() >= MOST_REMEMBERED {
-            by_rows.clear();
+        let by_step = self.specialisations.entry(choice.clone()).or_default();
+        if by_step.len() >= MOST_REMEMBERED {
+            by_step.clear();
         }
-        by_rows.insert(num_rows, made.clone());
+        by_step.insert(step.to_vec(), made.clone());
         Ok(made)
     }
 

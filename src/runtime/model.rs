@@ -86,7 +86,7 @@ impl Model {
             let arrays = parameters.of_graph(mlx, &graph)?;
             graphs.push(Prepared {
                 has_islands: has_islands(&graph)
-                    || (mlx.device() != Device::Gpu && has_kernels(&graph)),
+                    || (mlx.device() != Device::Gpu && has_kernels(&graph, &layers)),
                 bounds: input_bounds(&graph),
                 layers: attention_layers(&graph),
                 state_layers: state_layers(&graph),
@@ -263,10 +263,16 @@ fn find<'a>(graphs: &'a [Prepared], name: &str) -> Result<&'a Prepared> {
         })
 }
 
-/// Whether any instruction runs as a kernel.
-fn has_kernels(graph: &GraphPlan) -> bool {
+/// Whether any instruction or layer runs as a kernel.
+fn has_kernels(graph: &GraphPlan, layers: &[Layer]) -> bool {
     let mut instructions = graph.regions.iter().flat_map(|region| &region.instructions);
+    let mut used = attention_layers(graph).into_iter();
     instructions.any(|instruction| instruction.kernel.is_some())
+        || used.any(|index| {
+            layers
+                .get(index)
+                .is_some_and(|layer| layer.kernel.is_some())
+        })
 }
 
 fn has_islands(graph: &GraphPlan) -> bool {

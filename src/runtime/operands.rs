@@ -70,7 +70,11 @@ impl Operands {
                 true => None,
                 false => Some(caches.of_layer(layers.attention, *index)?),
             };
-            let kind = kind(mlx, layer, cache.map(|(_, pages)| pages));
+            let kind = kind(
+                mlx,
+                layer,
+                cache.map(|(index, pages)| (caches.dtype(index), pages)),
+            );
             let layout = match kinds
                 .iter()
                 .position(|known| *known == (group, kind.clone()))
@@ -165,8 +169,10 @@ impl Operands {
     }
 }
 
-fn kind(mlx: &Mlx, layer: &Layer, pages: Option<Pages>) -> Kind {
+fn kind(mlx: &Mlx, layer: &Layer, cache: Option<(Option<DType>, Pages)>) -> Kind {
     let fused = is_fused(mlx, layer);
+    let pages = cache.map(|(_, pages)| pages);
+    let kernel = layer.kernel.as_ref().zip(cache);
     let window = layer.plan.sliding_window;
     Kind {
         source: pages.map_or(Source::Step, |pages| Source::Cache {
@@ -177,6 +183,8 @@ fn kind(mlx: &Mlx, layer: &Layer, pages: Option<Pages>) -> Kind {
         alibi_slopes: layer.plan.alibi_slopes.clone(),
         max_scores: (!fused).then_some(MAX_SCORES),
         fused,
+        kernel: kernel
+            .is_some_and(|(kernel, (dtype, pages))| kernel.takes(dtype, pages.block_size)),
     }
 }
 

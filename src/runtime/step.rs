@@ -7,13 +7,13 @@ use super::executor::Effects;
 use super::island::IslandRunner;
 use super::kernels::Kernels;
 use super::kv_cache::KvCache;
-use super::mlx::{Array, Device, Mlx};
+use super::mlx::{self, Array, Device, Mlx};
 use super::operands::{Operands, is_fused};
 use super::owner::Owner;
 use super::state::{self, StateCaches, StateMetadata};
 use super::tensor;
 use super::weights;
-use lowering::ir::{Recurrence, TensorType};
+use lowering::ir::{DType, Recurrence, TensorType};
 use lowering::plan::{KernelChoice, StateLayer};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -69,6 +69,12 @@ impl Caches {
                 self.dirty = true;
             }
         }
+    }
+
+    /// Dtype of an attention layer's cache.
+    pub fn dtype(&self, cache: usize) -> Option<DType> {
+        let caches = &self.attention.as_ref()?.caches;
+        mlx::dtype(&caches.get(cache)?.array)
     }
 
     /// Index and size of the cache of an attention layer.
@@ -196,6 +202,19 @@ impl<'a> StepEffects<'a> {
             .as_ref()
             .or_else(|| Some(&self.caches.attention.as_ref()?.caches[cache].array))
             .ok_or(Error::Closed)?;
+        if let (Some(paged), Some(kernel)) = (&own.layout.paged, &layer.kernel) {
+            let slots = own.slots.filter(|_| !keys_values.is_empty());
+            let rows = match slots {
+                Some(slots) => write(mlx, current, slots, keys_values)?,
+                None => current.clone(),
+            };
+            if slots.is_some() {
+                self.pending[cache] = Some(rows.clone());
+            }
+            return kernel.attend(mlx, paged, q, &rows, &mut |choice, step, inputs| {
+                self.kernel(choice, step, inputs)
+            });
+        }
         match own.slots.filter(|_| !keys_values.is_empty()) {
             None => attend(mlx, layer, own.layout, fused, q, current, selected),
             Some(slots) => {
@@ -349,10 +368,10 @@ impl Effects for StepEffects<'_> {
     fn kernel(
         &mut self,
         choice: &KernelChoice,
-        num_rows: i64,
+        step: &[(&'static str, i64)],
         inputs: &[&Array],
     ) -> Result<Vec<Array>> {
-        let specialisation = self.kernels.borrow_mut().chosen(choice, num_rows)?;
+        let specialisation = self.kernels.borrow_mut().chosen(choice, step)?;
         if self.mlx.device() == Device::Gpu {
             let mut kernels = self.kernels.borrow_mut();
             return kernels.run(self.mlx, &specialisation, inputs);
@@ -360,7 +379,7 @@ impl Effects for StepEffects<'_> {
         // Without Metal only a test has kernels run: by its stand-in, called as islands are.
         specialisation.check(inputs)?;
         let launch = serde_json::json!({
-            "sizes": choice.sizes(num_rows),
+            "sizes": choice.sizes(step),
             "dtypes": choice.dtypes,
         });
         let target = format!("{KERNEL_TARGET}{}", choice.name);

@@ -29,6 +29,8 @@ from .contracts import NAMES, contract, in_one_order
 from .test_self_check import changed
 
 PREFIX = "kernel."
+NEEDED = ["gated_activation", "paged_attention_decode", "rms_norm"]
+LAYERS = 2
 PROMPTS = [list(range(40, 52)), [7, 8, 9]]
 
 Contracts = Callable[[str], Contract]
@@ -108,6 +110,8 @@ def test_kernels_give_the_references_answers_and_a_wrong_one_is_left_out(serve, 
     found, launched = serve("float32", contract)
     assert_same(found, expected)
     assert launched["rms_norm"] > 0 and launched["gated_activation"] > 0
+    # Each layer of each step that decodes; the prompts are one step.
+    assert launched["paged_attention_decode"] == LAYERS * 3
 
     wrong = changed("gated_activation", "activate<FUNCTION>(gate) * up", "gate * up")
     found, launched = serve("float32", wrong)
@@ -128,11 +132,11 @@ def test_the_doctor_shows_the_verdicts(
         rows = json.loads(capsys.readouterr().out)["model"]["kernels"]
         return {row["kernel"].split()[0]: row["status"] for row in rows}
 
-    assert table() == dict.fromkeys(["gated_activation", "rms_norm"], usable.UNCHECKED)
+    assert table() == dict.fromkeys(NEEDED, usable.UNCHECKED)
     wrong = changed("rms_norm", "+ eps)", ")")
     check = usable.check_kernels
     monkeypatch.setattr(usable, "check_kernels", lambda plan, run: check(plan, in_one_order, wrong))
-    assert table() == {"gated_activation": "ok", "rms_norm": "differs"}
+    assert table() == {**dict.fromkeys(NEEDED, "ok"), "rms_norm": "differs"}
     doctor.main([config])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "rms_norm" in line]
     assert "differs" in line

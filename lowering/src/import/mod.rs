@@ -155,5 +155,6 @@ fn attention_layer(name: &str, layer: &document::Layer) -> Option<AttentionLayer
         attn_type: fields.attn_type.clone(),
         kv_sharing_target: fields.kv_sharing_target.clone(),
         value_in_key: fields.value_in_key,
+        kernel: None,
     })
 }

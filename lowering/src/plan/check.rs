@@ -2,7 +2,8 @@
 //! Checks a plan that came from outside: every index lies inside what it points into, and every
 //! register is written before it is read.
 
-use super::{GraphPlan, Plan, Region, Step};
+use super::paged::choose_paged;
+use super::{AttentionLayer, GraphPlan, Plan, Region, Step};
 use crate::ir::Op;
 
 type Checked = Result<(), String>;
@@ -10,12 +11,31 @@ type Checked = Result<(), String>;
 impl Plan {
     /// `Err` names the first thing that is wrong.
     pub(super) fn check(&self) -> Checked {
+        for layer in &self.layers {
+            layer
+                .check()
+                .map_err(|reason| format!("layer {:?}: {reason}", layer.name))?;
+        }
         for graph in &self.graphs {
             graph
                 .check(self)
                 .map_err(|reason| format!("graph {:?}: {reason}", graph.name))?;
         }
         Ok(())
+    }
+}
+
+impl AttentionLayer {
+    fn check(&self) -> Checked {
+        let Some(kernel) = &self.kernel else {
+            return Ok(());
+        };
+        let own = kernel.dtypes.get("T");
+        let own = own.and_then(|dtype| choose_paged(self, *dtype));
+        match own.is_some_and(|own| own == *kernel) {
+            true => Ok(()),
+            false => Err(format!("kernel {:?} does not compute it", kernel.name)),
+        }
     }
 }
 

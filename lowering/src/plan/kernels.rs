@@ -8,8 +8,8 @@ use crate::kernels::{KernelError, Launch, Sizes, kernel};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A kernel of the registry with the sizes and parameters of its contract that the plan fixes; the
-/// number of rows is the step's.
+/// A kernel of the registry with the sizes and parameters of its contract that the plan fixes; what
+/// differs from step to step, such as the number of rows, is the step's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KernelChoice {
@@ -18,8 +18,12 @@ pub struct KernelChoice {
     pub dtypes: BTreeMap<String, DType>,
 }
 
+/// The least step of a kernel that works row by row.
+const ONE_ROW: [(&str, i64); 1] = [("num_rows", 1)];
+
 impl KernelChoice {
-    fn new(name: &str, sizes: &[(&str, i64)], dtypes: &[(&str, DType)]) -> KernelChoice {
+    /// A choice; contracts say which names there are.
+    pub(super) fn new(name: &str, sizes: &[(&str, i64)], dtypes: &[(&str, DType)]) -> KernelChoice {
         let sizes = sizes.iter().map(|(name, size)| ((*name).to_owned(), *size));
         let dtypes = dtypes.iter().map(|(name, of)| ((*name).to_owned(), *of));
         KernelChoice {
@@ -29,19 +33,19 @@ impl KernelChoice {
         }
     }
 
-    /// All sizes of a launch on so many rows.
-    pub fn sizes(&self, num_rows: i64) -> Sizes {
+    /// All sizes of a launch in a step of such sizes.
+    pub fn sizes(&self, step: &[(&str, i64)]) -> Sizes {
         let mut sizes = self.sizes.clone();
-        sizes.insert("num_rows".to_owned(), num_rows);
+        sizes.extend(step.iter().map(|(name, size)| ((*name).to_owned(), *size)));
         sizes
     }
 
-    /// The launch on so many rows.
+    /// The launch in a step of such sizes.
     ///
     /// # Errors
     /// There is no such kernel, or its contract takes no such sizes or dtypes.
-    pub fn launch(&self, num_rows: i64) -> Result<Launch, KernelError> {
-        kernel(&self.name)?.launch(&self.sizes(num_rows), &self.dtypes)
+    pub fn launch(&self, step: &[(&str, i64)]) -> Result<Launch, KernelError> {
+        kernel(&self.name)?.launch(&self.sizes(step), &self.dtypes)
     }
 
     /// Whether the kernel stands for such an instruction.
@@ -52,7 +56,7 @@ impl KernelChoice {
             Op::GatedActivation { .. } => "gated_activation",
             _ => return false,
         };
-        self.name == name && self.launch(1).is_ok()
+        self.name == name && self.launch(&ONE_ROW).is_ok()
     }
 }
 
@@ -125,7 +129,7 @@ pub fn choose(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Opti
         }
         _ => return None,
     };
-    choice.launch(1).is_ok().then_some(choice)
+    choice.launch(&ONE_ROW).is_ok().then_some(choice)
 }
 
 impl Plan {
@@ -137,17 +141,22 @@ impl Plan {
     /// Every kernel that the plan can use, once.
     pub fn kernels(&self) -> BTreeSet<KernelChoice> {
         let regions = self.graphs.iter().flat_map(|graph| &graph.regions);
-        let all = regions.flat_map(|region| &region.instructions);
-        all.filter_map(|instruction| instruction.kernel.clone())
-            .collect()
+        let instructions = regions.flat_map(|region| &region.instructions);
+        let of_instructions = instructions.filter_map(|instruction| instruction.kernel.clone());
+        let of_layers = self.layers.iter().filter_map(|layer| layer.kernel.clone());
+        of_instructions.chain(of_layers).collect()
     }
 
-    /// Leaves only these kernels: the rest of the instructions run as their references.
+    /// Leaves only these kernels: the rest of the instructions and layers run as their references.
     pub fn keep_kernels(&mut self, usable: &BTreeSet<KernelChoice>) {
-        for instruction in self.instructions() {
-            let kept = instruction.kernel.take();
-            instruction.kernel = kept.filter(|choice| usable.contains(choice));
-        }
+        let keep = |kernel: &mut Option<KernelChoice>| {
+            *kernel = kernel.take().filter(|choice| usable.contains(choice));
+        };
+        self.layers
+            .iter_mut()
+            .for_each(|layer| keep(&mut layer.kernel));
+        self.instructions()
+            .for_each(|instruction| keep(&mut instruction.kernel));
     }
 }
 
@@ -183,7 +192,10 @@ mod tests {
         assert_eq!(found.sizes["rounded_sum"], 0);
         assert_eq!(found.dtypes["W"], DType::Float32);
         assert!(found.fits(&add_norm()) && !found.fits(&Op::Matmul));
-        assert_eq!(found.launch(3).unwrap().grid, [3 * 64, 1, 1]);
+        assert_eq!(
+            found.launch(&[("num_rows", 3)]).unwrap().grid,
+            [3 * 64, 1, 1]
+        );
 
         let activation = Activation::GeluTanh;
         let (merged, half) = (of(DType::Float16, &[0, 64]), of(DType::Float16, &[0, 32]));

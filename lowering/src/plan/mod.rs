@@ -5,12 +5,14 @@ mod build;
 mod check;
 mod decode;
 mod kernels;
+mod paged;
 mod partition;
 mod work;
 
 pub use build::{PlanReport, build};
 pub use decode::{Decode, decode, effect_work, region_work};
 pub use kernels::{KernelChoice, choose};
+pub use paged::{PAGED_DECODE, PAGED_REDUCE, choose_layers};
 pub use work::Work;
 
 use crate::error::Error;
@@ -19,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Format version of a serialised [`Plan`]; another version is refused.
-pub const PLAN_VERSION: u32 = 3;
+pub const PLAN_VERSION: u32 = 4;
 
 /// Marks a serialised [`Plan`].
 pub const PLAN_FORMAT: &str = "vllm-metal/plan";
@@ -69,6 +71,9 @@ pub struct AttentionLayer {
     /// The first `head_size_v` elements of a key are its value: the cache holds keys alone (latent
     /// attention).
     pub value_in_key: bool,
+    /// What decodes it on Metal, straight from its cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelChoice>,
 }
 
 /// A layer with recurrent states of fixed size, one set for each request.

@@ -481,6 +481,7 @@ mod tests {
             attn_type: "decoder".into(),
             kv_sharing_target: None,
             value_in_key: false,
+            kernel: None,
         };
         let row = 2 * (8 + 8) * 2;
         let whole = attention(&layer, 16, 2);

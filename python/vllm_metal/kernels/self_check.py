@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +69,25 @@ class Verdict:
         return self.status == OK
 
 
+# Tried where a specialisation leaves them open: vLLM's usual sizes, and more splits than blocks.
+_BLOCKS, _SPLITS = (16, 32), (1, 4)
+
 # A result and what it should be.
 Pair = tuple[Tensor, np.ndarray]
 
 
 def _attention(
+    name: str, run: Run, contracts: Contracts, sizes: Sizes, dtypes: DTypes
+) -> Iterator[Pair]:
+    """As `_attention_steps`, for the sizes of blocks and numbers of splits that steps have."""
+    blocks = [sizes["block_size"]] if "block_size" in sizes else _BLOCKS
+    splits = [sizes["splits"]] if "splits" in sizes else _SPLITS
+    for block, split in product(blocks, [1] if name == PREFILL else splits):
+        step = {**sizes, "block_size": block, "splits": split}
+        yield from _attention_steps(name, run, contracts, step, dtypes)
+
+
+def _attention_steps(
     name: str, run: Run, contracts: Contracts, sizes: Sizes, dtypes: DTypes
 ) -> Iterator[Pair]:
     """Steps of prompts or of few rows, with lengths at the borders of blocks."""
@@ -90,7 +105,7 @@ def _attention(
         block=block,
         rows=rows,
         window=sizes["window"],
-        splits=sizes.get("splits", 1),
+        splits=sizes["splits"],
         soft_cap=20.0 if sizes["has_soft_cap"] else 0.0,
         sinks=bool(sizes["has_sinks"]),
         alibi=bool(sizes["has_alibi"]),

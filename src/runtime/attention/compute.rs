@@ -3,6 +3,7 @@
 
 use super::layout::{Batch, Layout};
 use super::mask::Mask;
+use super::paged::PagedKernel;
 use super::select::only_selected;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::mlx::{Array, Mlx, dtype, scalar};
@@ -19,6 +20,8 @@ pub struct Layer {
     sinks: Option<Array>,
     /// The same as a score `[1, kv_heads, heads / kv_heads, 1, 1]`, float32.
     sink_scores: Option<Array>,
+    /// What decodes it, where the plan chose a kernel.
+    pub kernel: Option<PagedKernel>,
 }
 
 impl Layer {
@@ -76,6 +79,7 @@ impl Layer {
             None => None,
         };
         Ok(Layer {
+            kernel: PagedKernel::new(mlx, &plan, sinks.as_ref())?,
             scale: scalar(mlx, scale, DType::Float32)?,
             soft_cap: cap
                 .map(|cap| scalar(mlx, cap, DType::Float32))

@@ -3,6 +3,7 @@
 
 use super::Metadata;
 use super::mask::{Mask, mask};
+use super::paged::Paged;
 use super::pieces::{Kind, Piece, Source, groups, pieces};
 use crate::runtime::error::Result;
 use crate::runtime::mlx::{Array, host_array};
@@ -36,11 +37,22 @@ pub struct Layout {
     pub batches: Vec<Batch>,
     /// For each token, its row among the batches' results, one after the other; `None` is in order.
     pub result_rows: Option<Array>,
+    /// Where a kernel reads the cache instead; there are no batches then.
+    pub paged: Option<Paged>,
 }
 
 impl Layout {
     /// Lays out a checked step of `num_tokens` tokens, padding included.
     pub fn new(metadata: &Metadata, kind: &Kind, num_tokens: usize) -> Result<Layout> {
+        if let (true, Source::Cache { block_size }) = (kind.kernel, kind.source)
+            && let Some(paged) = Paged::new(metadata, block_size)?
+        {
+            return Ok(Layout {
+                batches: Vec::new(),
+                result_rows: None,
+                paged: Some(paged),
+            });
+        }
         let groups = groups(pieces(metadata, kind), kind.max_scores);
         // Padding tokens read the first result: its value is never used.
         let mut result_rows = vec![0i32; num_tokens];
@@ -81,6 +93,7 @@ impl Layout {
         Ok(Layout {
             batches,
             result_rows: indices(result_rows, next_row as usize)?,
+            paged: None,
         })
     }
 
@@ -100,7 +113,8 @@ impl Layout {
             let rows = batch.query_rows.iter_mut();
             rows.chain([&mut batch.key_rows]).chain(mask)
         });
-        batches.chain(&mut self.result_rows)
+        let paged = self.paged.iter_mut().flat_map(Paged::arrays_mut);
+        batches.chain(&mut self.result_rows).chain(paged)
     }
 
     /// All that decides the graph of an attention but the shapes and dtypes of the arrays.
@@ -115,7 +129,10 @@ impl Layout {
             [batch.size, batch.rows, batch.keys, is_gathered, mask]
         });
         let is_gathered = i32::from(self.result_rows.is_some());
-        batches.chain([is_gathered, self.batches.len() as i32])
+        let paged = self.paged.iter().flat_map(Paged::shape);
+        batches
+            .chain([is_gathered, self.batches.len() as i32])
+            .chain(paged)
     }
 }
 

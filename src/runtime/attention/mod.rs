@@ -9,6 +9,7 @@ mod compute;
 mod layout;
 mod mask;
 mod metadata;
+mod paged;
 mod pieces;
 mod select;
 

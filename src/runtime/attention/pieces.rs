@@ -28,6 +28,8 @@ pub struct Kind {
     pub max_scores: Option<usize>,
     /// Whether `mx.fast` runs it, which takes other masks.
     pub fused: bool,
+    /// Whether a kernel decodes it, which needs neither indices of keys nor masks.
+    pub kernel: bool,
 }
 
 /// Consecutive queries of one request and the keys that they may see.
@@ -196,6 +198,7 @@ mod tests {
             alibi_slopes: None,
             max_scores: None,
             fused: false,
+            kernel: false,
         }
     }
 

@@ -68,6 +68,7 @@ fn plan(case: &Case) -> AttentionLayer {
         .into(),
         kv_sharing_target: None,
         value_in_key: false,
+        kernel: None,
     }
 }
 
@@ -269,6 +270,7 @@ fn found(
         alibi_slopes: plan.alibi_slopes.clone(),
         max_scores: (!fused).then_some(512),
         fused,
+        kernel: false,
     };
     let layout = Layout::new(&step.metadata, &kind, step.num_tokens).unwrap();
     let shaped = |values: &[f32], heads: usize, size: usize| {

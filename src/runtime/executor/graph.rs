@@ -38,11 +38,11 @@ pub trait Effects {
         operands: &[&Array],
     ) -> Result<Array>;
 
-    /// One launch of a kernel on so many rows, with the inputs of its contract.
+    /// One launch of a kernel in a step of such sizes, with the inputs of its contract.
     fn kernel(
         &mut self,
         choice: &KernelChoice,
-        num_rows: i64,
+        step: &[(&'static str, i64)],
         inputs: &[&Array],
     ) -> Result<Vec<Array>>;
 

@@ -4,7 +4,7 @@
 use super::graph::Effects;
 use super::instruction::Context;
 use crate::runtime::error::{Error, Result};
-use crate::runtime::mlx::{Array, Mlx, scalar};
+use crate::runtime::mlx::{Array, Mlx, host_array, scalar};
 use lowering::ir::{DType, Op};
 use lowering::plan::{Instruction, KernelChoice};
 
@@ -15,10 +15,11 @@ fn rows(mlx: &Mlx, x: &Array) -> Result<Array> {
     Ok(mlx.reshape(x, &[total / width, width])?)
 }
 
-/// What stands for an input that a specialisation does not read.
-fn unused(mlx: &Mlx, shape: &[i32], choice: &KernelChoice, dtype: &str) -> Result<Array> {
+/// What stands for an input that a specialisation does not read: made on the host, as filling it
+/// would be a launch.
+fn unused(shape: &[i32], choice: &KernelChoice, dtype: &str) -> Result<Array> {
     let dtype = choice.dtypes.get(dtype).copied().unwrap_or(DType::Float32);
-    Ok(mlx.zeros(shape, dtype)?)
+    Ok(host_array(&vec![0; dtype.size()], shape, dtype)?)
 }
 
 /// Launches the kernel that the plan chose for an instruction; its results are the instruction's.
@@ -42,7 +43,7 @@ pub fn run(
             let mut inputs = norm(mlx, choice, x, None, rest, eps.get())?;
             let bias = match rest.get(1) {
                 Some(bias) => (*bias).clone(),
-                None => unused(mlx, &[1], choice, "W")?,
+                None => unused(&[1], choice, "W")?,
             };
             inputs.insert(3, bias);
             inputs
@@ -54,7 +55,8 @@ pub fn run(
         }
     };
     let num_rows = inputs[0].shape()[0].into();
-    let found = effects.kernel(choice, num_rows, &inputs.iter().collect::<Vec<_>>())?;
+    let step = [("num_rows", num_rows)];
+    let found = effects.kernel(choice, &step, &inputs.iter().collect::<Vec<_>>())?;
     let results = found.iter().zip(&instruction.types);
     results
         .map(|(result, expected)| Ok(mlx.reshape(result, &context.shape(&expected.shape)?)?))
@@ -72,11 +74,11 @@ fn norm(
 ) -> Result<Vec<Array>> {
     let residual = match residual {
         Some(residual) => rows(mlx, residual)?,
-        None => unused(mlx, &[1, 1], choice, "T")?,
+        None => unused(&[1, 1], choice, "T")?,
     };
     let weight = match weight {
         [weight, ..] => (*weight).clone(),
-        [] => unused(mlx, &[1], choice, "W")?,
+        [] => unused(&[1], choice, "W")?,
     };
     Ok(vec![x, residual, weight, scalar(mlx, eps, DType::Float32)?])
 }

@@ -205,6 +205,7 @@ fn plan(island: bool) -> Plan {
             attn_type: "decoder".into(),
             kv_sharing_target: None,
             value_in_key: false,
+            kernel: None,
         }],
         state_layers: Vec::new(),
         graphs: vec![backbone, logits],

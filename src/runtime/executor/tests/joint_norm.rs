@@ -22,7 +22,12 @@ impl Effects for NoEffects {
         unreachable!()
     }
 
-    fn kernel(&mut self, _: &KernelChoice, _: i64, _: &[&Array]) -> Result<Vec<Array>> {
+    fn kernel(
+        &mut self,
+        _: &KernelChoice,
+        _: &[(&'static str, i64)],
+        _: &[&Array],
+    ) -> Result<Vec<Array>> {
         unreachable!()
     }
 

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The kernel by which an attention layer decodes from its paged cache. Prompts, and layers that the
+//! kernel's contract does not take, are gathered from the cache (the reference).
+
+use super::{AttentionLayer, GraphPlan, KernelChoice, Step};
+use crate::ir::{DType, Op};
+
+/// The kernel's name.
+pub const PAGED_DECODE: &str = "paged_attention_decode";
+
+/// The kernel that joins what it leaves where a context is split.
+pub const PAGED_REDUCE: &str = "paged_attention_reduce";
+
+/// A step that the contract takes if it takes any: block size and number of splits are the step's.
+const STEP: [(&str, i64); 6] = [
+    ("num_tokens", 1),
+    ("num_requests", 1),
+    ("num_slots", 16),
+    ("max_blocks", 1),
+    ("block_size", 16),
+    ("splits", 1),
+];
+
+/// The kernel of a layer whose queries, keys and values have that dtype.
+pub fn choose_paged(layer: &AttentionLayer, dtype: DType) -> Option<KernelChoice> {
+    if layer.attn_type != "decoder" || layer.value_in_key {
+        return None;
+    }
+    let group = layer.num_heads.checked_div(layer.num_kv_heads)?;
+    let capped = layer.logits_soft_cap.is_some_and(|cap| cap.get() != 0.0);
+    let sizes = [
+        ("num_heads", layer.num_heads),
+        ("num_kv_heads", layer.num_kv_heads),
+        ("head_size", layer.head_size),
+        ("head_size_v", layer.head_size_v),
+        ("group", group),
+        ("rows", 1),
+        ("window", layer.sliding_window.unwrap_or(0)),
+        ("has_soft_cap", i64::from(capped)),
+        ("has_sinks", i64::from(layer.sinks.is_some())),
+        ("has_alibi", i64::from(layer.alibi_slopes.is_some())),
+    ];
+    let choice = KernelChoice::new(PAGED_DECODE, &sizes, &[("T", dtype), ("O", dtype)]);
+    choice.launch(&STEP).is_ok().then_some(choice)
+}
+
+/// Gives the layers that the graphs run their kernels.
+pub fn choose_layers(layers: &mut [AttentionLayer], graphs: &[GraphPlan]) {
+    for step in graphs.iter().flat_map(|graph| &graph.steps) {
+        let Step::Effect {
+            op: Op::Attention { layer },
+            types,
+            ..
+        } = step
+        else {
+            continue;
+        };
+        if let (Some(layer), Some(result)) = (layers.get_mut(*layer as usize), types.first()) {
+            layer.kernel = choose_paged(layer, result.dtype);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::Float;
+
+    fn layer() -> AttentionLayer {
+        AttentionLayer {
+            name: "attn".into(),
+            num_heads: 16,
+            num_kv_heads: 8,
+            head_size: 128,
+            head_size_v: 128,
+            scale: Float::new(0.1),
+            sliding_window: Some(512),
+            logits_soft_cap: Some(Float::new(0.0)),
+            alibi_slopes: None,
+            sinks: None,
+            attn_type: "decoder".into(),
+            kv_sharing_target: None,
+            value_in_key: false,
+            kernel: None,
+        }
+    }
+
+    #[test]
+    fn a_layer_gets_the_kernel_of_its_sizes() {
+        let found = choose_paged(&layer(), DType::Bfloat16).unwrap();
+        let size = |name: &str| found.sizes[name];
+        assert_eq!((size("group"), size("window"), size("rows")), (2, 512, 1));
+        assert_eq!((size("has_soft_cap"), size("has_sinks")), (0, 0));
+        assert_eq!(found.launch(&STEP).unwrap().grid, [256 * 8, 2, 1]);
+    }
+
+    #[test]
+    fn what_the_contract_does_not_take_has_none() {
+        let odd = AttentionLayer {
+            head_size: 72,
+            head_size_v: 72,
+            ..layer()
+        };
+        let latent = AttentionLayer {
+            value_in_key: true,
+            ..layer()
+        };
+        let encoder = AttentionLayer {
+            attn_type: "encoder_only".into(),
+            ..layer()
+        };
+        let unequal = AttentionLayer {
+            num_kv_heads: 5,
+            ..layer()
+        };
+        for other in [odd, latent, encoder, unequal] {
+            assert_eq!(choose_paged(&other, DType::Float16), None);
+        }
+        assert_eq!(choose_paged(&layer(), DType::Float64), None);
+    }
+}
