@@ -60,10 +60,9 @@ def fused_counted() -> Iterator[tuple[list[str], list[mx.array]]]:
         yield called, operands
 
 
-def step(name: str, layers: int) -> Counter[str]:
-    """Primitives of a decode step of the model with so many layers."""
-    module = import_module(f"mlx_lm.models.{MODULES[name]}")
-    fields = {
+def fields(name: str, layers: int) -> dict[str, Any]:
+    """Configuration of a small model of that name."""
+    return {
         "model_type": name,
         "hidden_size": 256,
         "num_hidden_layers": layers,
@@ -77,7 +76,12 @@ def step(name: str, layers: int) -> Counter[str]:
         "max_position_embeddings": 2048,
         "tie_word_embeddings": False,
     }
-    model = module.Model(module.ModelArgs.from_dict(fields))
+
+
+def step(name: str, layers: int) -> Counter[str]:
+    """Primitives of a decode step of the model with so many layers."""
+    module = import_module(f"mlx_lm.models.{MODULES[name]}")
+    model = module.Model(module.ModelArgs.from_dict(fields(name, layers)))
     cache = make_prompt_cache(model)
     mx.eval(model.parameters(), model(mx.zeros((1, 8), dtype=mx.int32), cache=cache))
     with fused_counted() as (called, operands):

@@ -62,9 +62,8 @@ for (int i = lane; i < D; i += 32) {
     y = float(scale_normal<T>(y * factor, y_weight));
   }
   if (i < R) {
-    const int64_t at = int64_t(token) * cos_shape[1] + angle;
-    const float c = float(cos[at]);
-    const float s = float(sin[at]);
+    const float c = float(cos[token * cos_strides[0] + angle * cos_strides[1]]);
+    const float s = float(sin[token * sin_strides[0] + angle * sin_strides[1]]);
     x = is_first ? x * c - y * s : x * c + y * s;
   }
   if (is_query) {

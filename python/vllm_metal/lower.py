@@ -115,11 +115,15 @@ def describe(report: dict[str, Any]) -> str:
             f"{island['where']}"
         )
     decode = report["decode"]
-    lines.append(
-        f"decode   {decode['launches']:,} launches, {decode['launches_per_layer']:.4g} a layer; "
-        f"{decode['bytes_read'] / 1e6:,.1f} MB read, {decode['bytes_written'] / 1e6:,.1f} MB "
-        f"written (1 request of {decode['context_length']} tokens)"
-    )
+    for title, launched in (("decode", decode), ("kernels", decode["kernels"])):
+        lines.append(
+            f"{title:8} {launched['launches']:,} launches, {launched['launches_per_layer']:.4g} a "
+            f"layer; {launched['bytes_read'] / 1e6:,.1f} MB read, "
+            f"{launched['bytes_written'] / 1e6:,.1f} MB written (1 request of "
+            f"{decode['context_length']} tokens)"
+        )
+        of_layer = sorted(launched["layer"].items())
+        lines.append(f"{'layer':8} {', '.join(f'{name} {count:.4g}' for name, count in of_layer)}")
     for rule, guards in report["near_misses"].items():
         counts = ", ".join(f"{guard} x{count}" for guard, count in guards.items())
         lines.append(f"missed   {rule}, which needs: {counts}")

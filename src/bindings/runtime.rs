@@ -17,6 +17,7 @@ use crate::runtime::{self, Device};
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// MLX on a device, with a thread of its own that owns everything made here.
 ///
@@ -54,6 +55,27 @@ impl Runtime {
         };
         let runtime = py.detach(|| runtime::Runtime::new(device, limits))?;
         Ok(Runtime { runtime })
+    }
+
+    /// A runtime that passes for one on a Mac's GPU, on any machine: the graphs of its models' steps
+    /// are a Mac's, their values are not. See `recorded`.
+    #[staticmethod]
+    fn recorder(py: Python<'_>) -> PyResult<Self> {
+        let runtime = py.detach(runtime::Runtime::recorder)?;
+        Ok(Runtime { runtime })
+    }
+
+    /// Of a recorder: names of MLX's fused functions and of our kernels that were called since the
+    /// last call, and, written to `path` too, the graph of the tensors, of the caches that changed with
+    /// them and of those functions' operands in the DOT language.
+    fn recorded(
+        &self,
+        py: Python<'_>,
+        tensors: Vec<Bound<'_, LazyTensor>>,
+        path: PathBuf,
+    ) -> PyResult<(Vec<String>, String)> {
+        let tensors: Vec<&Tensor> = tensors.iter().map(|lazy| &lazy.get().tensor).collect();
+        Ok(py.detach(|| self.runtime.recorded(&tensors, path))?)
     }
 
     /// MLX's memory in bytes: `active`, `peak`, `cache`, and the `limit`.

@@ -7,13 +7,14 @@ use super::host::HostTensor;
 use super::island::IslandRunner;
 use super::loaded_model::LoadedModel;
 use super::memory::{self, Limits, Usage};
-use super::mlx::{Array, Device, Meter};
+use super::mlx::{Array, Device, Meter, Mlx};
 use super::model::Model;
 use super::owner::Owner;
 use super::replay::Builds;
 use super::tensor::{self, Tensor};
 use super::weights::{self, Parameters, Source};
 use lowering::plan::Plan;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// MLX on a device, with a thread of its own.
@@ -41,6 +42,30 @@ impl Runtime {
         let owner = Owner::start(device)?;
         owner.call(move |_| memory::set_limits(limits))?;
         Ok(Runtime { owner })
+    }
+
+    /// MLX that passes for one on a Mac's GPU, so that the graphs of its models' steps can be looked
+    /// at anywhere; see [`super::mlx::Mlx::recorder`]. Values are wrong.
+    pub fn recorder() -> Result<Runtime> {
+        let owner = Owner::start_with(Mlx::recorder)?;
+        Ok(Runtime { owner })
+    }
+
+    /// What MLX would run for lazy tensors and for the caches that change with them: names of the
+    /// functions that stand-ins are for since the last call, and the graph in the DOT language, written
+    /// to a file at `path`.
+    ///
+    /// # Errors
+    /// The runtime is no recorder, or the file cannot be written.
+    pub fn recorded(&self, tensors: &[&Tensor], path: PathBuf) -> Result<(Vec<String>, String)> {
+        let ids: Vec<u64> = tensors.iter().map(|tensor| tensor.id()).collect();
+        self.owner.call(move |state| {
+            let arrays = ids.iter().map(|id| tensor::find(state, *id).cloned());
+            let mut arrays: Vec<Array> = arrays.collect::<Result<_>>()?;
+            let caches = state.models.values().flat_map(Model::dirty_arrays);
+            arrays.extend(caches.cloned());
+            Ok(state.mlx.recorded(arrays, &path)?)
+        })
     }
 
     /// MLX's memory counters.

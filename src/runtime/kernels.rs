@@ -3,7 +3,7 @@
 //! there.
 
 use super::error::{Error, Result};
-use super::mlx::{Array, MetalKernel, Mlx, dtype};
+use super::mlx::{Array, MetalKernel, Mlx, dtype, is_in_place};
 use lowering::ir::{DType, TensorType};
 use lowering::kernels::{Expression, Kernel, KernelError, Launch, Sizes, Strides, kernel};
 use lowering::plan::KernelChoice;
@@ -152,19 +152,26 @@ impl Kernels {
     ) -> Result<Vec<Array>> {
         specialisation.check(inputs)?;
         let contract = &specialisation.kernel.contract;
-        let held = match self.held.entry(contract.name.as_str()) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(MetalKernel::new(specialisation.kernel)?),
-        };
         let mut arrays = Vec::with_capacity(inputs.len());
         for (input, array) in contract.inputs.iter().zip(inputs) {
-            let is_free = input.strides != Strides::Contiguous || array.shape().is_empty();
+            // MLX copies a parameter that is a view of a larger buffer, each time it is asked for a
+            // contiguous one, even where it is contiguous.
+            let is_free = input.strides != Strides::Contiguous
+                || array.shape().is_empty()
+                || is_in_place(array)?;
             arrays.push(match is_free {
                 true => (*array).clone(),
                 false => mlx.contiguous(array)?,
             });
         }
         let arrays: Vec<&Array> = arrays.iter().collect();
+        if mlx.is_recorder() {
+            return Ok(mlx.record_kernel(&contract.name, &arrays, &specialisation.launch)?);
+        }
+        let held = match self.held.entry(contract.name.as_str()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(MetalKernel::new(specialisation.kernel)?),
+        };
         Ok(mlx.run_kernel(held, &arrays, &specialisation.launch)?)
     }
 }

@@ -266,8 +266,10 @@ fn find<'a>(graphs: &'a [Prepared], name: &str) -> Result<&'a Prepared> {
 /// Whether any instruction or layer runs as a kernel.
 fn has_kernels(graph: &GraphPlan, layers: &[Layer]) -> bool {
     let mut instructions = graph.regions.iter().flat_map(|region| &region.instructions);
+    let mut regions = graph.regions.iter();
     let mut used = attention_layers(graph).into_iter();
     instructions.any(|instruction| instruction.kernel.is_some())
+        || regions.any(|region| !region.fusions.is_empty())
         || used.any(|index| {
             layers
                 .get(index)

@@ -4,7 +4,7 @@
 
 use super::error::{Error, Result};
 use super::memory;
-use super::mlx::{Array, Device, Mlx};
+use super::mlx::{Array, Device, Mlx, MlxResult};
 use super::model::Model;
 use super::weights::Parameters;
 use std::any::Any;
@@ -72,12 +72,22 @@ impl Owner {
     /// # Errors
     /// The device does not exist.
     pub fn start(device: Device) -> Result<Arc<Owner>> {
+        Owner::start_with(move || Mlx::new(device))
+    }
+
+    /// Starts the thread on the MLX that a function makes there.
+    ///
+    /// # Errors
+    /// The function's.
+    pub fn start_with(
+        make: impl FnOnce() -> MlxResult<Mlx> + Send + 'static,
+    ) -> Result<Arc<Owner>> {
         let (sender, receiver) = channel();
         let (ready, started) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("vllm-metal".to_owned())
             .stack_size(STACK_BYTES)
-            .spawn(move || match Mlx::new(device) {
+            .spawn(move || match make() {
                 Ok(mlx) => {
                     let _ = ready.send(Ok(()));
                     serve(mlx, receiver);

@@ -203,6 +203,10 @@ impl<'a> StepEffects<'a> {
             .or_else(|| Some(&self.caches.attention.as_ref()?.caches[cache].array))
             .ok_or(Error::Closed)?;
         if let (Some(paged), Some(kernel)) = (&own.layout.paged, &layer.kernel) {
+            if selected.is_some() {
+                let reason = format!("the kernel of layer {:?} selects no keys", layer.plan.name);
+                return Err(Error::Unsupported(reason));
+            }
             let slots = own.slots.filter(|_| !keys_values.is_empty());
             let rows = match slots {
                 Some(slots) => write(mlx, current, slots, keys_values)?,

@@ -29,7 +29,7 @@ from .contracts import NAMES, contract, in_one_order
 from .test_self_check import changed
 
 PREFIX = "kernel."
-NEEDED = ["gated_activation", "paged_attention_decode", "rms_norm"]
+NEEDED = ["gated_activation", "paged_attention_decode", "qk_norm_rope", "rms_norm"]
 LAYERS = 2
 PROMPTS = [list(range(40, 52)), [7, 8, 9]]
 
@@ -75,7 +75,13 @@ def serve(monkeypatch: pytest.MonkeyPatch, models, tmp_path: Path):  # noqa: F81
     monkeypatch.setenv("VLLM_METAL_USE_MLX", "1")
     monkeypatch.setenv("VLLM_METAL_CACHE_DIR", str(tmp_path))
 
-    def answers(dtype: str, contracts: Contracts | None) -> tuple[list[Any], Counter[str]]:
+    def answers(
+        dtype: str,
+        contracts: Contracts | None,
+        prompts: list[list[int]] = PROMPTS,
+        tokens: int = 4,
+        **options: Any,
+    ) -> tuple[list[Any], Counter[str]]:
         launches = HostLaunches()
         with monkeypatch.context() as patch:
             if contracts is not None:
@@ -86,11 +92,14 @@ def serve(monkeypatch: pytest.MonkeyPatch, models, tmp_path: Path):  # noqa: F81
                     "check_kernels",
                     lambda plan, run: usable.check_kernels(plan, run, contracts),
                 )
-            llm = LLM(model=directory, dtype=dtype, max_num_seqs=4, skip_tokenizer_init=True)
+            options = {"max_num_seqs": 4, "skip_tokenizer_init": True, **options}
+            llm = LLM(model=directory, dtype=dtype, **options)
             try:
-                params = SamplingParams(temperature=0, max_tokens=4, logprobs=1, detokenize=False)
-                prompts: Any = [{"prompt_token_ids": ids} for ids in PROMPTS]
-                outputs = llm.generate(prompts, params, use_tqdm=False)
+                params = SamplingParams(
+                    temperature=0, max_tokens=tokens, logprobs=1, detokenize=False
+                )
+                given: Any = [{"prompt_token_ids": ids} for ids in prompts]
+                outputs = llm.generate(given, params, use_tqdm=False)
             finally:
                 llm.llm_engine.engine_core.shutdown()
         return [output.outputs[0] for output in outputs], launches.counts
@@ -112,12 +121,29 @@ def test_kernels_give_the_references_answers_and_a_wrong_one_is_left_out(serve, 
     assert launched["rms_norm"] > 0 and launched["gated_activation"] > 0
     # Each layer of each step that decodes; the prompts are one step.
     assert launched["paged_attention_decode"] == LAYERS * 3
+    assert launched["qk_norm_rope"] == LAYERS * 4
 
     wrong = changed("gated_activation", "activate<FUNCTION>(gate) * up", "gate * up")
     found, launched = serve("float32", wrong)
     assert_same(found, expected)
     assert launched["rms_norm"] > 0 and launched["gated_activation"] == 0
     assert "gated_activation" in caplog.text and "its reference is: it differs" in caplog.text
+
+
+def test_a_long_context_is_split_and_joined(serve) -> None:
+    prompt = [(7 * place + place // 50) % 256 for place in range(1030)]
+    options: Any = {
+        "prompts": [prompt, [5, 6, 7]],
+        "tokens": 3,
+        "hf_overrides": {"max_position_embeddings": 2048},
+        "max_model_len": 1100,
+    }
+    expected, _ = serve("float32", None, **options)
+    found, launched = serve("float32", contract, **options)
+    assert_same(found, expected)
+    # Two steps decode; the short request is split as the long one is.
+    assert launched["paged_attention_decode"] == LAYERS * 2
+    assert launched["paged_attention_reduce"] == LAYERS * 2
 
 
 def test_the_doctor_shows_the_verdicts(

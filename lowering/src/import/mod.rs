@@ -126,6 +126,7 @@ fn index_layer(name: &str, fields: &document::IndexFields) -> AttentionLayer {
         attn_type: "decoder".to_owned(),
         kv_sharing_target: None,
         value_in_key: true,
+        kernel: None,
     }
 }
 

@@ -168,6 +168,17 @@ fn attention(importer: &mut Importer, call: &Call) -> Result<Item, String> {
             operands.push(importer.value(item)?);
         }
     }
+    // Side by side, as the cache holds them: one write takes both.
+    if let [_, key, value] = operands[..]
+        && joinable(
+            importer.builder.type_of(key),
+            importer.builder.type_of(value),
+        )
+    {
+        let rows = importer.builder.concat(&[key, value], 2)?;
+        operands.truncate(1);
+        operands.push(rows);
+    }
     let old = importer.value(&output)?;
     let types: Vec<TensorType> = vec![importer.builder.type_of(old).clone()];
     let op = Op::Attention {
@@ -176,4 +187,11 @@ fn attention(importer: &mut Importer, call: &Call) -> Result<Item, String> {
     let node = importer.builder.node(op, &operands, types);
     importer.write(&output, Value { node, output: 0 })?;
     Ok(Item::None)
+}
+
+/// Whether keys and values are `[t, kv_heads, size]` of one dtype, and neither is empty.
+fn joinable(key: &TensorType, value: &TensorType) -> bool {
+    let sizes = [key, value].map(|of| of.last().and_then(|size| size.fixed()));
+    let full = sizes.iter().all(|size| size.is_some_and(|size| size > 0));
+    full && key.rank() == 3 && key.dtype == value.dtype && key.shape[..2] == value.shape[..2]
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A graph to its plan: pieces rewritten once for all identical layers, then flattened.
 
+use super::fusion::{Flat, find};
 use super::partition::{Piece, Place, outputs, piece, places};
 use super::{Binding, Fold, GraphPlan, Instruction, Region, Register, Slot, Step, choose};
 use crate::error::{Error, Result};
@@ -458,11 +459,19 @@ fn flatten(graph: &Graph, origins: Vec<Origin>, piece: &Piece) -> (Region, Vec<O
             .map(|i| (i.inputs.clone(), i.outputs.clone(), &mut i.release)),
         &outputs,
     );
+    let types = registers.iter();
+    let types = types.map(|(value, register)| (*register, graph.value_type(*value).clone()));
+    let fusions = find(&Flat {
+        instructions: &instructions,
+        outputs: &outputs,
+        types: &types.collect(),
+    });
     let region = Region {
         num_inputs,
         num_parameters,
         num_registers: next,
         instructions,
+        fusions,
         outputs,
     };
     (region, kept)

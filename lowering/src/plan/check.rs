@@ -153,9 +153,10 @@ impl GraphPlan {
                     Op::Attention { layer } => {
                         inside(*layer, plan.layers.len(), "layer")?;
                         let layer = &plan.layers[*layer as usize];
-                        let operands = if layer.value_in_key { 2 } else { 3 };
-                        // Queries alone where the layer reads what another wrote.
-                        if inputs.len() != operands && inputs.len() != 1 {
+                        // Queries alone where the layer reads what another wrote; keys and values
+                        // as one, or apart.
+                        let most = if layer.value_in_key { 2 } else { 3 };
+                        if !(1..=most).contains(&inputs.len()) {
                             return Err(format!(
                                 "attention of layer {:?} on {} operands",
                                 layer.name,
@@ -260,6 +261,12 @@ impl Region {
             registers
                 .release(&instruction.release, "register")
                 .map_err(place)?;
+        }
+        for fusion in &self.fusions {
+            fusion.check(&self.instructions)?;
+            for register in &fusion.inputs {
+                inside(*register, self.num_registers as usize, "register")?;
+            }
         }
         registers.read(&self.outputs, "register")
     }

@@ -140,11 +140,13 @@ impl Plan {
 
     /// Every kernel that the plan can use, once.
     pub fn kernels(&self) -> BTreeSet<KernelChoice> {
-        let regions = self.graphs.iter().flat_map(|graph| &graph.regions);
-        let instructions = regions.flat_map(|region| &region.instructions);
+        let regions = || self.graphs.iter().flat_map(|graph| &graph.regions);
+        let fusions = regions().flat_map(|region| &region.fusions);
+        let fusions = fusions.map(|fusion| fusion.kernel.clone());
+        let instructions = regions().flat_map(|region| &region.instructions);
         let of_instructions = instructions.filter_map(|instruction| instruction.kernel.clone());
         let of_layers = self.layers.iter().filter_map(|layer| layer.kernel.clone());
-        of_instructions.chain(of_layers).collect()
+        of_instructions.chain(of_layers).chain(fusions).collect()
     }
 
     /// Leaves only these kernels: the rest of the instructions and layers run as their references.
@@ -157,6 +159,12 @@ impl Plan {
             .for_each(|layer| keep(&mut layer.kernel));
         self.instructions()
             .for_each(|instruction| keep(&mut instruction.kernel));
+        let regions = self.graphs.iter_mut().flat_map(|graph| &mut graph.regions);
+        for region in regions {
+            region
+                .fusions
+                .retain(|fusion| usable.contains(&fusion.kernel));
+        }
     }
 }
 

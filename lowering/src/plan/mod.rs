@@ -4,15 +4,17 @@
 mod build;
 mod check;
 mod decode;
+mod fusion;
 mod kernels;
 mod paged;
 mod partition;
 mod work;
 
 pub use build::{PlanReport, build};
-pub use decode::{Decode, decode, effect_work, region_work};
+pub use decode::{Decode, Launches, decode, effect_work, region_work};
+pub use fusion::Fusion;
 pub use kernels::{KernelChoice, choose};
-pub use paged::{PAGED_DECODE, PAGED_REDUCE, choose_layers};
+pub use paged::{PAGED_DECODE, PAGED_REDUCE, choose_layers, choose_paged};
 pub use work::Work;
 
 use crate::error::Error;
@@ -143,6 +145,9 @@ pub struct Region {
     pub num_parameters: u32,
     pub num_registers: u32,
     pub instructions: Vec<Instruction>,
+    /// What kernels compute of them on Metal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fusions: Vec<Fusion>,
     pub outputs: Vec<Register>,
 }
 

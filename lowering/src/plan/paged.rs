@@ -44,20 +44,26 @@ pub fn choose_paged(layer: &AttentionLayer, dtype: DType) -> Option<KernelChoice
     choice.launch(&STEP).is_ok().then_some(choice)
 }
 
-/// Gives the layers that the graphs run their kernels.
+/// Gives the layers that the graphs run their kernels; none where keys are selected.
 pub fn choose_layers(layers: &mut [AttentionLayer], graphs: &[GraphPlan]) {
-    for step in graphs.iter().flat_map(|graph| &graph.steps) {
-        let Step::Effect {
-            op: Op::Attention { layer },
-            types,
-            ..
-        } = step
-        else {
-            continue;
-        };
-        if let (Some(layer), Some(result)) = (layers.get_mut(*layer as usize), types.first()) {
-            layer.kernel = choose_paged(layer, result.dtype);
-        }
+    for (index, layer) in layers.iter_mut().enumerate() {
+        let steps = graphs.iter().flat_map(|graph| &graph.steps);
+        let mut kernels = steps.filter_map(|step| match step {
+            Step::Effect { op, types, .. } => match op {
+                Op::Attention { layer: of } if *of as usize == index => {
+                    Some(types.first().and_then(|of| choose_paged(layer, of.dtype)))
+                }
+                Op::SparseAttention { layer: of, .. } | Op::SelectKeys { layer: of, .. }
+                    if *of as usize == index =>
+                {
+                    Some(None)
+                }
+                _ => None,
+            },
+            Step::Call { .. } => None,
+        });
+        let first = kernels.next().flatten();
+        layer.kernel = first.filter(|first| kernels.all(|other| other.as_ref() == Some(first)));
     }
 }
 

@@ -275,9 +275,11 @@ fn add_norm(rounded: bool, operands: &[&TensorType], x: &TensorType) -> Work {
             _ => added.kernel(sum + read_weight, sum),
         };
     }
+    // Both operands widened, then added, and their sum narrowed.
     let added = Work::default()
         .kernel(sum, wide(x))
-        .kernel(wide(x) + sum, wide(x))
+        .kernel(sum, wide(x))
+        .kernel(2 * wide(x), wide(x))
         .kernel(wide(x), sum);
     match weight {
         Some(weight) if weight.dtype == x.dtype => added
@@ -348,9 +350,27 @@ pub fn key_selection(layer: &AttentionLayer, context: u64, count: i64, size: u64
         .kernel(context * 4, count.max(0) as u64 * 4)
 }
 
+/// Work of an attention layer, part by part.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionWork {
+    /// Of writing the step's keys and values to the cache.
+    pub write: Work,
+    /// Of the attention itself, on rows gathered from the cache.
+    pub attend: Work,
+    /// Of the attention by the kernel that reads the cache in place.
+    pub paged: Work,
+}
+
+impl AttentionWork {
+    /// Without kernels.
+    pub fn reference(self) -> Work {
+        self.write + self.attend
+    }
+}
+
 /// Work of one attention layer that decodes one token of a request of `context` tokens, whose cache
 /// holds elements of `size` bytes.
-pub fn attention(layer: &AttentionLayer, context: u64, size: u64) -> Work {
+pub fn attention(layer: &AttentionLayer, context: u64, size: u64) -> AttentionWork {
     let count = |number: i64| number.clamp(0, MOST_HEADS) as u64;
     let heads = count(layer.num_heads);
     let width = if layer.value_in_key {
@@ -365,16 +385,22 @@ pub fn attention(layer: &AttentionLayer, context: u64, size: u64) -> Work {
         .sliding_window
         .map_or(context, |window| context.min(window.max(0) as u64));
     let keys_values = tokens * row;
-    // Keys and values joined, then scattered into the cache.
+    // Keys and values, which come joined, are scattered into the cache.
     let cached = layer.kv_sharing_target.is_none() && !layer.attn_type.starts_with("encoder");
-    let written = match cached {
-        true => Work::default().chain(2, row / 2).kernel(row, row),
+    let write = match cached {
+        true => Work::default().kernel(row, row),
         false => Work::default(),
     };
-    let gathered = written.kernel(keys_values, keys_values);
+    let paged = Work::default().kernel(keys_values + query, result);
+    let gathered = Work::default().kernel(keys_values, keys_values);
     let capped = layer.logits_soft_cap.is_some_and(|cap| cap.get() != 0.0);
     if !capped && layer.alibi_slopes.is_none() && layer.head_size == layer.head_size_v {
-        return gathered.kernel(keys_values + query, result);
+        let attend = gathered.kernel(keys_values + query, result);
+        return AttentionWork {
+            write,
+            attend,
+            paged,
+        };
     }
     // Written out in float32: scaled queries, scores, softmax, values.
     let wide_factor = if size < 4 { 4 / size.max(1) } else { 1 };
@@ -395,10 +421,27 @@ pub fn attention(layer: &AttentionLayer, context: u64, size: u64) -> Work {
     work = work
         .kernel(scores, scores)
         .kernel(scores + products, result * wide_factor);
-    match wide_factor {
+    let attend = match wide_factor {
         1 => work,
         factor => work.kernel(result * factor, result),
+    };
+    AttentionWork {
+        write,
+        attend,
+        paged,
     }
+}
+
+/// Work of one launch of a kernel that reads and writes tensors of these types.
+pub fn one_launch<'a>(
+    read: impl IntoIterator<Item = &'a TensorType>,
+    written: impl IntoIterator<Item = &'a TensorType>,
+) -> Work {
+    let total = |all: &mut dyn Iterator<Item = &'a TensorType>| all.map(bytes).sum();
+    Work::default().kernel(
+        total(&mut read.into_iter()),
+        total(&mut written.into_iter()),
+    )
 }
 
 #[cfg(test)]
@@ -484,16 +527,20 @@ mod tests {
             kernel: None,
         };
         let row = 2 * (8 + 8) * 2;
-        let whole = attention(&layer, 16, 2);
-        // Two copies and a scatter of a row, a gather, attention itself.
-        assert_eq!(whole.launches, 5);
-        assert_eq!(whole.bytes_read, 2 * row + 16 * row + 16 * row + 64);
-        assert_eq!(whole.bytes_written, 2 * row + 16 * row + 64);
+        let of = |layer: &AttentionLayer| attention(layer, 16, 2).reference();
+        let whole = of(&layer);
+        // A scatter of a row, a gather, attention itself.
+        assert_eq!(whole.launches, 3);
+        assert_eq!(whole.bytes_read, row + 16 * row + 16 * row + 64);
+        assert_eq!(whole.bytes_written, row + 16 * row + 64);
+        // The kernel gathers nothing.
+        let paged = attention(&layer, 16, 2).paged;
+        assert_eq!((paged.launches, paged.bytes_read), (1, 16 * row + 64));
         layer.sliding_window = Some(4);
-        assert_eq!(attention(&layer, 16, 2).bytes_read, 2 * row + 8 * row + 64);
+        assert_eq!(of(&layer).bytes_read, row + 8 * row + 64);
         layer.kv_sharing_target = Some("other".into());
-        assert_eq!(attention(&layer, 16, 2).launches, 2);
+        assert_eq!(of(&layer).launches, 2);
         layer.logits_soft_cap = Some(Float::new(30.0));
-        assert!(attention(&layer, 16, 2).launches > 8);
+        assert!(of(&layer).launches > 8);
     }
 }

@@ -56,8 +56,9 @@ class RopeStep:
         wide = tensor(random.standard_normal((case.tokens, width + 5)) * 2, case.dtype)
         qkv = wide[:, 2:-3] if case.strided else Tensor(wide.storage[:, 2:-3].copy(), case.dtype)
         columns = case.rotary // 2 * (2 if case.style == ROTATE_HALF else 1)
-        cos = tensor(random.uniform(-1, 1, (case.tokens, columns)), case.table)
-        sin = tensor(random.uniform(-1, 1, (case.tokens, columns)), case.table)
+        # Halves of one table's rows, as vLLM's cache has them.
+        table = tensor(random.uniform(-1, 1, (case.tokens, 2 * columns)), case.table)
+        cos, sin = table[:, :columns], table[:, columns:]
         self.weight_dtype = weight_dtype = case.weight or case.dtype
         length = case.size if case.norm else 1
         weights = [tensor(random.uniform(0.5, 2, length), weight_dtype) for _ in range(2)]

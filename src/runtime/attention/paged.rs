@@ -4,7 +4,7 @@
 
 use super::Metadata;
 use super::layout::int_array;
-use crate::runtime::error::Result;
+use crate::runtime::error::{Error, Result};
 use crate::runtime::mlx::{Array, Mlx, host_array, scalar};
 use lowering::ir::DType;
 use lowering::plan::{AttentionLayer, KernelChoice, PAGED_REDUCE};
@@ -163,9 +163,9 @@ impl PagedKernel {
             }
             _ => found,
         };
-        let result = result.first().ok_or_else(|| {
-            crate::runtime::error::Error::Internal("a kernel without a result".to_owned())
-        })?;
+        let result = result
+            .first()
+            .ok_or_else(|| Error::Internal("a kernel without a result".to_owned()))?;
         let shape = [tokens, q.shape()[1], self.value_size()];
         Ok(mlx.reshape(result, &shape)?)
     }
@@ -232,4 +232,134 @@ fn floats(values: &[f32]) -> Result<Array> {
         .flat_map(|value| value.to_ne_bytes())
         .collect();
     Ok(host_array(&bytes, &[values.len() as i32], DType::Float32)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::kernels::Specialisation;
+    use crate::runtime::testing::{cpu, values};
+    use lowering::ir::Float;
+    use lowering::plan::{PAGED_DECODE, choose_paged};
+
+    fn layer(window: Option<i64>) -> AttentionLayer {
+        let mut layer = AttentionLayer {
+            name: "attn".into(),
+            num_heads: 4,
+            num_kv_heads: 2,
+            head_size: 64,
+            head_size_v: 32,
+            scale: Float::new(0.125),
+            sliding_window: window,
+            logits_soft_cap: None,
+            alibi_slopes: None,
+            sinks: None,
+            attn_type: "decoder".into(),
+            kv_sharing_target: None,
+            value_in_key: false,
+            kernel: None,
+        };
+        layer.kernel = choose_paged(&layer, DType::Float32);
+        layer
+    }
+
+    /// Requests of such lengths that decode a token each; their blocks count up.
+    fn metadata(lengths: &[i32], block_size: i32) -> Metadata {
+        let blocks = lengths
+            .iter()
+            .map(|length| (length + block_size - 1) / block_size);
+        let max_blocks = blocks.max().unwrap_or(0) as usize;
+        Metadata {
+            block_table: (0..(lengths.len() * max_blocks) as i32).collect(),
+            max_blocks,
+            query_start_loc: (0..=lengths.len() as i32).collect(),
+            seq_lens: lengths.to_vec(),
+            num_actual_tokens: lengths.len(),
+            causal: vec![true; lengths.len()],
+            ..Metadata::default()
+        }
+    }
+
+    /// The launches of a step: names and sizes.
+    fn launches(window: Option<i64>, lengths: &[i32]) -> Vec<(String, Vec<(&'static str, i64)>)> {
+        let mlx = cpu();
+        let kernel = PagedKernel::new(&mlx, &layer(window), None)
+            .unwrap()
+            .unwrap();
+        let step = Paged::new(&metadata(lengths, 16), 16).unwrap().unwrap();
+        let tokens = lengths.len() as i32;
+        let zeros = |shape: &[i32]| mlx.zeros(shape, DType::Float32).unwrap();
+        let (q, cache) = (zeros(&[tokens, 4, 64]), zeros(&[1600, 2, 96]));
+        let mut found = Vec::new();
+        let result = kernel.attend(&mlx, &step, &q, &cache, &mut |choice, step, inputs| {
+            let sizes = choice.sizes(step);
+            let specialisation = Specialisation::new(&choice.name, &sizes, &choice.dtypes)?;
+            specialisation.check(inputs)?;
+            found.push((choice.name.clone(), step.to_vec()));
+            let outputs = specialisation.outputs().into_iter();
+            outputs
+                .map(|of| {
+                    let shape: Vec<i32> = of
+                        .shape
+                        .iter()
+                        .filter_map(|dim| dim.fixed())
+                        .map(|size| size as i32)
+                        .collect();
+                    Ok(mlx.zeros(&shape, of.dtype)?)
+                })
+                .collect()
+        });
+        assert_eq!(result.unwrap().shape(), [tokens, 4, 32]);
+        found
+    }
+
+    #[test]
+    fn long_contexts_are_split_and_windows_are_not() {
+        let names = |window, lengths: &[i32]| -> Vec<String> {
+            launches(window, lengths)
+                .into_iter()
+                .map(|(name, _)| name)
+                .collect()
+        };
+        assert_eq!(names(None, &[900, 3]), [PAGED_DECODE]);
+        assert_eq!(names(None, &[1025, 3]), [PAGED_DECODE, PAGED_REDUCE]);
+        assert_eq!(names(Some(512), &[1025, 3]), [PAGED_DECODE]);
+        let (_, sizes) = &launches(None, &[4100])[0];
+        assert!(sizes.contains(&("splits", 8)) && sizes.contains(&("max_blocks", 512)));
+        // Many requests fill the machine by themselves.
+        assert_eq!(names(None, &[1025; 300]), [PAGED_DECODE]);
+    }
+
+    #[test]
+    fn block_tables_are_padded_to_shapes_that_stay() {
+        let shape = |length: i32| {
+            Paged::new(&metadata(&[length, 5], 16), 16)
+                .unwrap()
+                .unwrap()
+                .shape()
+        };
+        assert_eq!(shape(65), [2, 8, 16]);
+        assert_eq!(shape(65), shape(128));
+        assert_ne!(shape(128), shape(129));
+        let step = Paged::new(&metadata(&[33, 5], 16), 16).unwrap().unwrap();
+        // Three blocks and one of padding; a block, and padding.
+        let table = values(&cpu(), &step.block_table);
+        assert_eq!(table, [0.0, 1.0, 2.0, 0.0, 3.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn prompts_and_foreign_caches_are_not_taken() {
+        let mut prompt = metadata(&[9], 16);
+        prompt.query_start_loc = vec![0, 2];
+        assert!(Paged::new(&prompt, 16).unwrap().is_none());
+        let mut seeing = metadata(&[9], 16);
+        seeing.causal = vec![false];
+        assert!(Paged::new(&seeing, 16).unwrap().is_none());
+        let kernel = PagedKernel::new(&cpu(), &layer(None), None)
+            .unwrap()
+            .unwrap();
+        assert!(kernel.takes(Some(DType::Float32), 16));
+        assert!(!kernel.takes(Some(DType::Bfloat16), 16));
+        assert!(!kernel.takes(None, 16) && !kernel.takes(Some(DType::Float32), 0));
+    }
 }

@@ -2,6 +2,7 @@
 //! One graph of a plan, with its parameters, ready to run.
 
 use super::experts::{self, Routes};
+use super::fusion;
 use super::instruction::{Context, Outputs, execute};
 use super::joint_norm::{self, JointNorm};
 use super::kernel;
@@ -9,14 +10,15 @@ use super::rope::{self, RopeTables};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::mlx::{self, Array, Mlx};
 use lowering::ir::{DType, Op, Recurrence, TensorType};
-use lowering::plan::{GraphPlan, Instruction, KernelChoice, Region, Step};
+use lowering::plan::{Fusion, GraphPlan, Instruction, KernelChoice, Region, Step};
 
 /// What a graph cannot do by itself: attention and recurrences with their caches, and calls into
 /// PyTorch.
 pub trait Effects {
     /// `q [t, heads, d], k [t, kv_heads, d], v [t, kv_heads, d_v] -> [t, heads, d_v]` of the plan's
-    /// layer; `v` only where it is not part of `k`, and neither where the layer reads what another wrote.
-    /// With `selected`, `[t, count]`, of those keys alone, as `Op::SparseAttention` says.
+    /// layer; keys and values may come as one array, side by side, `v` only comes where it is not part
+    /// of `k`, and neither where the layer reads what another wrote. With `selected`, `[t, count]`, of
+    /// those keys alone, as `Op::SparseAttention` says.
     fn attention(
         &mut self,
         layer: u32,
@@ -300,6 +302,12 @@ impl Run<'_> {
         constant: Option<&Array>,
         effects: &mut dyn Effects,
     ) -> Result<()> {
+        if let Some(fusion) = self.fusion(call, position)? {
+            return match fusion.place() == Some(position) {
+                true => self.fused(call, fusion, effects),
+                false => Ok(()),
+            };
+        }
         let joined = |norm: &JointNorm| norm.norms.contains(&position);
         if call.joint_norms.iter().any(joined) {
             return Ok(()); // with its rotation
@@ -376,6 +384,27 @@ impl Run<'_> {
         self.release(call, instruction);
         for norm in joint.iter().flat_map(|joint| joint.norms) {
             self.release(call, &instructions[norm]);
+        }
+        Ok(())
+    }
+
+    /// The fusion that computes an instruction, where there are any tokens.
+    fn fusion<'b>(&self, call: &Call<'b>, position: usize) -> Result<Option<&'b Fusion>> {
+        let mut all = call.region.fusions.iter();
+        let found = all.find(|fusion| fusion.covers(position));
+        match found.and_then(|fusion| fusion.inputs.first()) {
+            Some(first) if self.value(call, *first)?.size() > 0 => Ok(found),
+            _ => Ok(None),
+        }
+    }
+
+    /// Runs a fusion's kernel in the place of all its instructions.
+    fn fused(&mut self, call: &Call, fusion: &Fusion, effects: &mut dyn Effects) -> Result<()> {
+        let arrays = self.operands(call, &fusion.inputs)?;
+        let results = fusion::run(self.context.mlx, fusion, &arrays, effects)?;
+        self.store(call, &fusion.outputs, results)?;
+        for position in &fusion.instructions {
+            self.release(call, &call.region.instructions[*position as usize]);
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ fn rows(mlx: &Mlx, x: &Array) -> Result<Array> {
 
 /// What stands for an input that a specialisation does not read: made on the host, as filling it
 /// would be a launch.
-fn unused(shape: &[i32], choice: &KernelChoice, dtype: &str) -> Result<Array> {
+pub(super) fn unused(shape: &[i32], choice: &KernelChoice, dtype: &str) -> Result<Array> {
     let dtype = choice.dtypes.get(dtype).copied().unwrap_or(DType::Float32);
     Ok(host_array(&vec![0; dtype.size()], shape, dtype)?)
 }

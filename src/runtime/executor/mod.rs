@@ -4,6 +4,7 @@
 mod attention;
 mod convolution;
 mod experts;
+mod fusion;
 mod graph;
 mod instruction;
 mod joint_norm;

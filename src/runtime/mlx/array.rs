@@ -117,6 +117,15 @@ pub fn is_contiguous(array: &Array) -> MlxResult<bool> {
     Ok(contiguous)
 }
 
+/// Whether an array is evaluated and lies row-major without gaps, so that nothing copies it.
+pub fn is_in_place(array: &Array) -> MlxResult<bool> {
+    let mut available = false;
+    // SAFETY: writes one bool about a live array.
+    let status = unsafe { mlx_sys::_mlx_array_is_available(&mut available, array.as_ptr()) };
+    super::stream::check(status)?;
+    Ok(available && is_contiguous(array)?)
+}
+
 /// Where the elements of an evaluated array lie.
 pub fn data_pointer(array: &Array) -> MlxResult<*mut c_void> {
     // The accessors check nothing but that the array has data, whatever the element type.

@@ -12,10 +12,13 @@ mod error;
 mod index;
 mod metal_kernel;
 mod ops;
+mod recording;
 mod stream;
 mod tape;
 
-pub use array::{data_pointer, dtype, foreign_array, host_array, is_contiguous, scalar};
+pub use array::{
+    data_pointer, dtype, foreign_array, host_array, is_contiguous, is_in_place, scalar,
+};
 pub use convolution::Windows;
 pub use error::{MlxError, MlxResult};
 pub use metal_kernel::MetalKernel;

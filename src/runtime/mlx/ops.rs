@@ -276,6 +276,9 @@ impl Mlx {
 
     /// `mx.fast.rms_norm`: normalises in float32.
     pub fn rms_norm(&self, x: &Array, weight: Option<&Array>, eps: f64) -> MlxResult<Array> {
+        if let Some(found) = self.stand_in_like("RMSNorm", &[Some(x), weight], x.shape())? {
+            return Ok(found);
+        }
         // SAFETY: live or absent arrays and the stream of `self`.
         self.make(|out, stream| unsafe {
             mlx_sys::mlx_fast_rms_norm(out, x.as_ptr(), optional(weight), eps as f32, stream)
@@ -290,6 +293,9 @@ impl Mlx {
         bias: Option<&Array>,
         eps: f64,
     ) -> MlxResult<Array> {
+        if let Some(found) = self.stand_in_like("LayerNorm", &[Some(x), weight, bias], x.shape())? {
+            return Ok(found);
+        }
         // SAFETY: live or absent arrays and the stream of `self`.
         self.make(|out, stream| unsafe {
             let (weight, bias) = (optional(weight), optional(bias));
@@ -307,6 +313,12 @@ impl Mlx {
         mask: Option<&Array>,
         sinks: Option<&Array>,
     ) -> MlxResult<Array> {
+        let operands = [Some(queries), Some(keys), Some(values), mask, sinks];
+        if let Some(found) =
+            self.stand_in_like("ScaledDotProductAttention", &operands, queries.shape())?
+        {
+            return Ok(found);
+        }
         let mode = if causal {
             c"causal"
         } else if mask.is_some() {

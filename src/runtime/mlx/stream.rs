@@ -2,6 +2,7 @@
 //! The stream that operations go to, and evaluation.
 
 use super::error::{install_handler, last_error};
+use super::recording::Recording;
 use super::{Array, MlxError, MlxResult};
 use lowering::ir::DType;
 use std::cell::Cell;
@@ -24,6 +25,7 @@ pub struct Mlx {
     device: Device,
     meter: Cell<Option<Meter>>,
     evaluations: Cell<u64>,
+    recording: Option<Recording>,
 }
 
 /// Calls of functions that build arrays, and the time inside MLX that they took.
@@ -70,7 +72,30 @@ impl Mlx {
             device,
             meter: Cell::new(None),
             evaluations: Cell::new(0),
+            recording: None,
         })
+    }
+
+    /// MLX on a CPU stream that passes for a GPU's and records what it has no functions for; see
+    /// [`super::recording`].
+    ///
+    /// # Errors
+    /// As [`Mlx::new`].
+    pub fn recorder() -> MlxResult<Mlx> {
+        let mut mlx = Mlx::new(Device::Cpu)?;
+        mlx.device = Device::Gpu;
+        mlx.recording = Some(Recording::default());
+        Ok(mlx)
+    }
+
+    /// What is recorded, if anything is.
+    pub(super) fn recording(&self) -> Option<&Recording> {
+        self.recording.as_ref()
+    }
+
+    /// Whether functions are recorded and do not run.
+    pub fn is_recorder(&self) -> bool {
+        self.recording.is_some()
     }
 
     /// The device of the stream.

@@ -88,6 +88,7 @@ fn plan(island: bool) -> Plan {
         num_inputs: 1,
         num_parameters: 2,
         num_registers: 7,
+        fusions: vec![],
         instructions,
         outputs: vec![5],
     };
@@ -95,6 +96,7 @@ fn plan(island: bool) -> Plan {
         num_inputs: 1,
         num_parameters: 0,
         num_registers: 2,
+        fusions: vec![],
         instructions: vec![instruction(
             Op::Reshape {
                 shape: tokens_by(2).shape,
@@ -175,6 +177,7 @@ fn plan(island: bool) -> Plan {
         num_inputs: 1,
         num_parameters: 1,
         num_registers: 3,
+        fusions: vec![],
         instructions: vec![instruction(Op::Matmul, &[0, 1], 2, tokens_by(3))],
         outputs: vec![2],
     }];

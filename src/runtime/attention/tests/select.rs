@@ -36,6 +36,7 @@ fn selected(mlx: &Mlx, step: &Step, weights: &[f32], count: usize, max_scores: u
         alibi_slopes: None,
         max_scores: Some(max_scores),
         fused: false,
+        kernel: false,
     };
     let layout = Layout::new(&step.metadata, &kind, step.num_tokens).unwrap();
     let [tokens, heads, size] = [

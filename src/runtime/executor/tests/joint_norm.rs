@@ -82,6 +82,7 @@ fn plan(dtype: DType, key_eps: f64, apart: bool) -> GraphPlan {
             num_inputs: 4,
             num_parameters: 2,
             num_registers: 10,
+            fusions: vec![],
             instructions: vec![
                 norm(1e-6, [2, 4], 6, &SHAPES[0]),
                 norm(key_eps, [3, 5], 7, &SHAPES[1]),
