@@ -20,6 +20,7 @@ KINDS = {
     "chunked local": "Llama4ForCausalLM",
     "shared caches": "Gemma3nForCausalLM",
     "latent": "DeepseekV3ForCausalLM",
+    "selected keys": "DeepseekV32ForCausalLM",
     "experts": "Qwen3MoeForCausalLM",
     "Mamba-1": "MambaForCausalLM",
     "Mamba-2": "Mamba2ForCausalLM",
