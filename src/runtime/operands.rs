@@ -181,6 +181,7 @@ fn kind(mlx: &Mlx, layer: &Layer, cache: Option<(Option<DType>, Pages)>) -> Kind
         causal: !layer.is_encoder(),
         sliding_window: window.and_then(|size| usize::try_from(size).ok()),
         alibi_slopes: layer.plan.alibi_slopes.clone(),
+        alibi_sqrt: layer.plan.alibi_sqrt,
         max_scores: (!fused).then_some(MAX_SCORES),
         fused,
         kernel: kernel

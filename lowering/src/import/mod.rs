@@ -122,6 +122,7 @@ fn index_layer(name: &str, fields: &document::IndexFields) -> AttentionLayer {
         sliding_window: None,
         logits_soft_cap: None,
         alibi_slopes: None,
+        alibi_sqrt: false,
         sinks: None,
         attn_type: "decoder".to_owned(),
         kv_sharing_target: None,
@@ -138,8 +139,8 @@ fn attention_layer(name: &str, layer: &document::Layer) -> Option<AttentionLayer
         _ => return None,
     };
     let float = |arg: &document::FloatArg| -> Float { arg.value };
-    // No operator of the plan scales by the square root of distance (`use_alibi_sqrt`).
-    (!fields.use_alibi_sqrt).then(|| AttentionLayer {
+    Some(AttentionLayer {
+        alibi_sqrt: fields.use_alibi_sqrt && fields.alibi_slopes.is_some(),
         name: name.to_owned(),
         num_heads: fields.num_heads,
         num_kv_heads: fields.num_kv_heads,

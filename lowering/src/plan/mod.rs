@@ -64,6 +64,9 @@ pub struct AttentionLayer {
     pub sliding_window: Option<i64>,
     pub logits_soft_cap: Option<Float>,
     pub alibi_slopes: Option<Vec<Float>>,
+    /// Whether slopes are times the square root of the distance.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub alibi_sqrt: bool,
     /// Parameter path of the attention sinks `[num_heads]`.
     pub sinks: Option<String>,
     /// vLLM's `AttentionType`: `decoder`, `encoder_only`, ...

@@ -115,7 +115,10 @@ fn additive(
                 rows,
                 keys,
                 |query, key, seen| {
-                    let distance = key as f32 - query as f32;
+                    let distance = match kind.alibi_sqrt {
+                        true => -(query.abs_diff(key) as f32).sqrt(),
+                        false => key as f32 - query as f32,
+                    };
                     let bias = if seen {
                         slope * distance
                     } else {

@@ -24,6 +24,7 @@ pub struct Kind {
     /// Tokens that a token sees on a side, itself included.
     pub sliding_window: Option<usize>,
     pub alibi_slopes: Option<Vec<Float>>,
+    pub alibi_sqrt: bool,
     /// Rows of queries in a piece, at most; limits the memory of the scores.
     pub max_scores: Option<usize>,
     /// Whether `mx.fast` runs it, which takes other masks.
@@ -196,6 +197,7 @@ mod tests {
             causal: true,
             sliding_window: None,
             alibi_slopes: None,
+            alibi_sqrt: false,
             max_scores: None,
             fused: false,
             kernel: false,

@@ -22,6 +22,8 @@ struct Case {
     window: Option<i64>,
     soft_cap: Option<f64>,
     alibi: bool,
+    /// Whether by the square root of the distance.
+    sqrt: bool,
     sinks: bool,
     causal: bool,
     encoder: bool,
@@ -38,6 +40,7 @@ const PLAIN: Case = Case {
     window: None,
     soft_cap: None,
     alibi: false,
+    sqrt: false,
     sinks: false,
     causal: true,
     encoder: false,
@@ -54,6 +57,7 @@ fn plan(case: &Case) -> AttentionLayer {
         scale: Float::new(0.7),
         sliding_window: case.window,
         logits_soft_cap: case.soft_cap.map(Float::new),
+        alibi_sqrt: case.sqrt,
         alibi_slopes: case.alibi.then(|| {
             (0..case.heads)
                 .map(|h| Float::new(0.5f64.powi(h as i32 + 1)))
@@ -212,7 +216,11 @@ fn expected(case: &Case, step: &Step, sinks: &[f32], selected: Option<&Selected>
                         score = cap * (score / cap).tanh();
                     }
                     if let Some(slopes) = &plan.alibi_slopes {
-                        score += slopes[head].get() * (other as f64 - position as f64);
+                        let distance = match case.sqrt {
+                            true => -(distance as f64).sqrt(),
+                            false => other as f64 - position as f64,
+                        };
+                        score += slopes[head].get() * distance;
                     }
                     scores.push((other, score));
                 }
@@ -268,6 +276,7 @@ fn found(
         causal: !case.encoder,
         sliding_window: plan.sliding_window.map(|window| window as usize),
         alibi_slopes: plan.alibi_slopes.clone(),
+        alibi_sqrt: plan.alibi_sqrt,
         max_scores: (!fused).then_some(512),
         fused,
         kernel: false,
@@ -342,6 +351,12 @@ fn cases() -> Vec<Case> {
         Case {
             name: "alibi",
             alibi: true,
+            ..PLAIN
+        },
+        Case {
+            name: "alibi by the square root",
+            alibi: true,
+            sqrt: true,
             ..PLAIN
         },
         Case {

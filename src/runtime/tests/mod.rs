@@ -204,6 +204,7 @@ fn plan(island: bool) -> Plan {
             sliding_window: None,
             logits_soft_cap: None,
             alibi_slopes: None,
+            alibi_sqrt: false,
             sinks: None,
             attn_type: "decoder".into(),
             kv_sharing_target: None,

@@ -34,6 +34,7 @@ fn selected(mlx: &Mlx, step: &Step, weights: &[f32], count: usize, max_scores: u
         causal: true,
         sliding_window: None,
         alibi_slopes: None,
+        alibi_sqrt: false,
         max_scores: Some(max_scores),
         fused: false,
         kernel: false,
