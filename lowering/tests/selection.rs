@@ -74,7 +74,6 @@ fn document(count: i64, index_size: i64, selected: &str) -> Vec<u8> {
 fn plan(document: &[u8]) -> Plan {
     let options = Options {
         refuse_fallback: true,
-        ..Options::default()
     };
     lower(document, &options).expect("a plan").plan
 }
@@ -110,7 +109,6 @@ fn what_does_not_fit_is_not_lowered() {
     let refused = |document: Vec<u8>| {
         let options = Options {
             refuse_fallback: true,
-            ..Options::default()
         };
         lower(&document, &options)
             .err()
