@@ -16,6 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def step(
     return primitives(dot) + Counter(called), lowering.report
 
 
+@cache
 def layer(name: str, dtype: str = "bfloat16", context: int = 512, kernels: bool = True) -> Count:
     """One layer of a decode step: the difference of three layers and two.
 

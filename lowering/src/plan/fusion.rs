@@ -289,3 +289,132 @@ pub fn find(flat: &Flat) -> Vec<Fusion> {
         .filter_map(|position| flat.ending_at(position))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lower::{Options, lower};
+
+    /// A region of Qwen3 that ends in a projection, and what its registers hold.
+    struct Region {
+        instructions: Vec<Instruction>,
+        outputs: Vec<Register>,
+        types: FxHashMap<Register, TensorType>,
+    }
+
+    impl Region {
+        fn new() -> Region {
+            let document = include_bytes!("../../tests/data/qwen3.bf16.whole.json");
+            let plan = lower(document, &Options::default()).unwrap().plan;
+            let mut regions = plan.graphs[0].regions.iter();
+            let region = regions.find(|region| !region.fusions.is_empty()).unwrap();
+            let fusion = &region.fusions[0];
+            let mut types = FxHashMap::default();
+            for instruction in &region.instructions {
+                let both = instruction.outputs.iter().zip(&instruction.types);
+                types.extend(both.map(|(register, of)| (*register, of.clone())));
+            }
+            // What the region is given.
+            let size = fusion.kernel.sizes["head_size"];
+            let norm = TensorType {
+                dtype: DType::Bfloat16,
+                shape: vec![size.into()],
+            };
+            let table = TensorType {
+                dtype: DType::Bfloat16,
+                shape: vec![Dim::symbol(0), (size / 2).into()],
+            };
+            for (position, register) in fusion.inputs.iter().enumerate().skip(1) {
+                let given = if position < 3 { &table } else { &norm };
+                types.entry(*register).or_insert_with(|| given.clone());
+            }
+            Region {
+                instructions: region.instructions.clone(),
+                outputs: region.outputs.clone(),
+                types,
+            }
+        }
+
+        fn found(&self) -> Vec<Fusion> {
+            find(&Flat {
+                instructions: &self.instructions,
+                outputs: &self.outputs,
+                types: &self.types,
+            })
+        }
+
+        fn positions(&self, is: fn(&Op) -> bool) -> Vec<usize> {
+            let all = self.instructions.iter().enumerate();
+            let found = all.filter(|(_, instruction)| is(&instruction.op));
+            found.map(|(position, _)| position).collect()
+        }
+    }
+
+    #[test]
+    fn a_projection_is_normalised_rotated_and_laid_out_by_one_kernel() {
+        let region = Region::new();
+        let [fusion] = &region.found()[..] else {
+            panic!("one fusion expected");
+        };
+        assert_eq!(fusion.kernel.sizes["has_norm"], 1);
+        assert_eq!(fusion.kernel.sizes["num_heads"], 4);
+        assert_eq!(fusion.inputs.len(), 5);
+        assert_eq!(fusion.check(&region.instructions), Ok(()));
+        // Three cuts and their shapes, two norms, the rotation and the rows.
+        assert_eq!(fusion.instructions.len(), 10);
+        let readers = region.positions(|op| matches!(op, Op::Concat { .. }));
+        assert_eq!(fusion.place(), Some(readers[0]));
+    }
+
+    #[test]
+    fn what_the_kernel_would_compute_otherwise_stays_apart() {
+        let is_norm = |op: &Op| matches!(op, Op::RmsNorm { .. });
+        let is_slice = |op: &Op| matches!(op, Op::Slice { axis: 1, .. });
+        let refused = |change: &dyn Fn(&mut Region)| {
+            let mut region = Region::new();
+            change(&mut region);
+            region.found().is_empty()
+        };
+        assert!(!refused(&|_| ()));
+        // Norms of another eps; a norm of the queries alone.
+        assert!(refused(&|region| {
+            let last = *region.positions(is_norm).last().unwrap();
+            region.instructions[last].op = Op::RmsNorm {
+                eps: Float::new(0.5),
+            };
+        }));
+        assert!(refused(&|region| {
+            let last = *region.positions(is_norm).last().unwrap();
+            region.instructions[last].inputs.truncate(1);
+        }));
+        // Parts that lie otherwise.
+        assert!(refused(&|region| {
+            let slices = region.positions(is_slice);
+            let [.., key, value] = slices[..] else {
+                panic!("three parts expected");
+            };
+            let op = region.instructions[key].op.clone();
+            region.instructions[key].op = region.instructions[value].op.clone();
+            region.instructions[value].op = op;
+        }));
+        // Keys that something else reads, too.
+        assert!(refused(&|region| {
+            let rope = region.positions(|op| matches!(op, Op::Rope { .. }))[0];
+            region.outputs.push(region.instructions[rope].outputs[1]);
+        }));
+        // A style and a table that the kernel has not.
+        assert!(refused(&|region| {
+            let rope = region.positions(|op| matches!(op, Op::Rope { .. }))[0];
+            region.instructions[rope].op = Op::Rope {
+                style: RopeStyle::RotatePairs,
+                rotary_dim: 16,
+            };
+        }));
+        assert!(refused(&|region| {
+            let rope = region.positions(|op| matches!(op, Op::Rope { .. }))[0];
+            for register in &region.instructions[rope].inputs[..2] {
+                region.types.get_mut(register).unwrap().dtype = DType::Float16;
+            }
+        }));
+    }
+}
