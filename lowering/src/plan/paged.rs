@@ -23,7 +23,7 @@ const STEP: [(&str, i64); 6] = [
 
 /// The kernel of a layer whose queries, keys and values have that dtype.
 pub fn choose_paged(layer: &AttentionLayer, dtype: DType) -> Option<KernelChoice> {
-    if layer.attn_type != "decoder" || layer.value_in_key {
+    if layer.attn_type != "decoder" || layer.value_in_key || layer.alibi_sqrt {
         return None;
     }
     let group = layer.num_heads.checked_div(layer.num_kv_heads)?;
@@ -83,6 +83,7 @@ mod tests {
             sliding_window: Some(512),
             logits_soft_cap: Some(Float::new(0.0)),
             alibi_slopes: None,
+            alibi_sqrt: false,
             sinks: None,
             attn_type: "decoder".into(),
             kv_sharing_target: None,
@@ -119,7 +120,12 @@ mod tests {
             num_kv_heads: 5,
             ..layer()
         };
-        for other in [odd, latent, encoder, unequal] {
+        let by_root = AttentionLayer {
+            alibi_slopes: Some(vec![Float::new(0.5); 16]),
+            alibi_sqrt: true,
+            ..layer()
+        };
+        for other in [odd, latent, encoder, unequal, by_root] {
             assert_eq!(choose_paged(&other, DType::Float16), None);
         }
         assert_eq!(choose_paged(&layer(), DType::Float64), None);

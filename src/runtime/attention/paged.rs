@@ -253,6 +253,7 @@ mod tests {
             sliding_window: window,
             logits_soft_cap: None,
             alibi_slopes: None,
+            alibi_sqrt: false,
             sinks: None,
             attn_type: "decoder".into(),
             kv_sharing_target: None,
