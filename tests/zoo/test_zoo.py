@@ -13,7 +13,7 @@ from zoo.pool import Pool
 from zoo.registry import cases
 
 TABLE = Path(__file__).parents[2] / "docs" / "coverage.md"
-SAMPLE = 5
+SAMPLE = 3
 """One architecture in so many runs by default; the whole zoo is the marker `sweep`."""
 
 
