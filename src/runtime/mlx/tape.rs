@@ -54,7 +54,7 @@ impl Mlx {
     /// MLX's, also where `build` gives `None`.
     pub fn trace(&self, inputs: &[Array], build: &mut Build<'_>) -> MlxResult<Tape> {
         let placeholders: Vec<Array> = (inputs.iter())
-            .map(|input| self.zeros(&input.shape(), dtype(input).unwrap_or(DType::Float32)))
+            .map(|input| self.zeros(input.shape(), dtype(input).unwrap_or(DType::Float32)))
             .collect::<MlxResult<_>>()?;
         let outputs = self.compile(&placeholders, build)?;
         let (inputs, outputs) = (Vector::new(&placeholders), Vector::new(&outputs));
