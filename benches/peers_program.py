@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Rust program `generate` against mlx-lm: same MLX, device and weights, in one run.
 
-    python -m vllm_metal.lower CHECKPOINT --output model.plan
-    cargo build --release --no-default-features --example generate
-    python benches/peers_program.py --plan model.plan --checkpoint CHECKPOINT [--device gpu]
+    python benches/peers_program.py [--checkpoint FOLDER] [--program FILE] [--plan FILE]
 
-Needs mlx and mlx-lm, and neither vLLM nor PyTorch, so that it runs where those do not: also with
-MLX's CUDA wheel. The two alternate, pair by pair; a figure is the median with its range, a ratio
-the median of the pairs' (ours over mlx-lm's: below 1 is faster, or less memory). `--random` first
-writes weights for the checkpoint's config.json, with a standard deviation at which layers matter.
+Makes the program and the plan where none is given. With both it needs mlx and mlx-lm, and neither
+vLLM nor PyTorch, so that it runs where those do not: also with MLX's CUDA wheel. The two alternate,
+pair by pair; a figure is the median with its range, a ratio the median of the pairs' (ours over
+mlx-lm's: below 1 is faster, or less memory). `--random` first writes weights for the checkpoint's
+config.json, with a standard deviation at which layers matter.
 """
 
 import argparse
@@ -16,6 +15,8 @@ import json
 import math
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ import mlx.utils
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
-PROGRAM = Path(__file__).parents[1] / "target/release/examples/generate"
+ROOT = Path(__file__).parents[1]
+DEMO_MODEL = ROOT / "python/vllm_metal/demo_model"
 FIGURES = {"prefill": "ms", "decode": "ms a token", "peak": "GB"}
 
 
@@ -41,6 +43,19 @@ def write_random(directory: Path, dtype: str) -> None:
         tensors[name] = (noise * scale + (value.ndim == 1)).astype(getattr(mx, dtype))
         mx.eval(tensors[name])
     mx.save_safetensors(str(directory / "model.safetensors"), tensors, {"format": "pt"})
+
+
+def build_program() -> Path:
+    arguments = ["--release", "--quiet", "--no-default-features", "--example", "generate"]
+    subprocess.run(["cargo", "build", *arguments], cwd=ROOT, check=True)
+    return ROOT / "target/release/examples/generate"
+
+
+def make_plan(checkpoint: Path, directory: str) -> Path:
+    plan = Path(directory, "model.plan")
+    command = [sys.executable, "-m", "vllm_metal.lower", str(checkpoint), "--output", str(plan)]
+    subprocess.run(command, check=True, capture_output=True)
+    return plan
 
 
 def ours(options: argparse.Namespace, prompt: str) -> dict[str, Any]:
@@ -91,11 +106,11 @@ def describe(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--program", type=Path, default=PROGRAM)
-    parser.add_argument("--plan", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--program", type=Path)
+    parser.add_argument("--plan", type=Path)
+    parser.add_argument("--checkpoint", type=Path, default=DEMO_MODEL)
     parser.add_argument("--random", metavar="DTYPE", help="write random weights of this dtype")
-    parser.add_argument("--device", choices=["cpu", "gpu"], default="gpu")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--words", type=int, default=128, help="of the prompt")
@@ -103,6 +118,13 @@ def main() -> None:
     mx.set_default_device(mx.gpu if options.device == "gpu" else mx.cpu)
     if options.random:
         write_random(options.checkpoint, options.random)
+    options.program = options.program or build_program()
+    with tempfile.TemporaryDirectory() as directory:
+        options.plan = options.plan or make_plan(options.checkpoint, directory)
+        compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
     model, _ = load_model(options.checkpoint)
     prompt = " ".join(["path"] * options.words)
     pairs = []
