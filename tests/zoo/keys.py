@@ -27,7 +27,7 @@ _VALUES: dict[str, Any] = {
     "emb_neighbor_num": 3,
     "emb_split_num": 2,
     "first_k_dense_replace": 1,
-    "head_dim": 16,
+    "head_dim": HIDDEN_SIZE // NUM_HEADS,
     "hidden_act": "silu",
     "hidden_activation": "gelu_pytorch_tanh",
     "add_swa_attention_sink_bias": True,
@@ -118,7 +118,7 @@ BY_LAYER: dict[str, list[Any]] = {
     ],
     "interleaved_sliding_window": [WINDOW, None],
     "layer_types": ["sliding_attention", "full_attention"],
-    "per_layer_config": [{"head_dim": 16, "num_attention_heads": NUM_HEADS}],
+    "per_layer_config": [{"head_dim": HIDDEN_SIZE // NUM_HEADS, "num_attention_heads": NUM_HEADS}],
     "window_sizes": [[WINDOW, 0], [-1, -1]],
 }
 """Keys with a value for each layer, which these are repeated for."""

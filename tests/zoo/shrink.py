@@ -8,6 +8,7 @@ The environment variable `ZOO_VARIANT` picks other sizes: what passes in one pas
 lowering knows the sizes of its tests.
 """
 
+import contextlib
 import os
 import re
 import zlib
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
 
@@ -35,8 +37,7 @@ class Sizes:
 VARIANTS = {
     "usual": Sizes(),
     "other": Sizes(
-        hidden_size=96,
-        num_heads=8,
+        hidden_size=128,
         head_share=4,
         num_layers=4,
         num_experts=12,
@@ -140,7 +141,8 @@ _RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
     # heads
     (r"attention_head_dim", _fixed(2 * HIDDEN_SIZE // NUM_HEADS)),
     (r"kv_channels", _fixed(HIDDEN_SIZE // NUM_HEADS)),
-    (r"(mamba_)?n_mamba_heads|mamba_n_heads|mamba_num_heads", _fixed(8)),
+    # A state-space layer is twice as wide as the model.
+    (r"(mamba_)?n_mamba_heads|mamba_n_heads|mamba_num_heads", _fixed(2 * HIDDEN_SIZE // 16)),
     (r"mamba_(d_head|head_?dim)", _fixed(16)),
     (r"num_heads", _state_heads),
     (r"mamba_dt_rank|time_step_rank", _fixed(8)),
@@ -183,7 +185,7 @@ _FILLED: dict[str, Any] = {
     "num_key_value_heads": NUM_HEADS // 2,
     "n_group": 1,
     "topk_group": 1,
-    "layer_types": ["conv", "full_attention", "conv"],
+    "layer_types": ["conv", "full_attention", "conv", "full_attention"][: SIZES.num_layers],
     "output_gate_type": "sigmoid",
     "indexer_n_heads": NUM_HEADS,
     "indexer_kv_heads": 1,
@@ -221,9 +223,20 @@ def shrink(config_class: type[PretrainedConfig]) -> PretrainedConfig:
     changes = _shrink_fields(fields, before, after)
     rope = changes.get("rope_parameters")
     if SIZES.rope_scaling and isinstance(rope, dict) and rope.get("rope_type") == "default":
-        kind = zlib.crc32(config_class.__name__.encode()) % len(ROPE_SCALINGS)
-        changes["rope_parameters"] = rope | ROPE_SCALINGS[kind]
+        for scaling in _rope_scalings(config_class, fields):
+            with contextlib.suppress(KeyError, StrictDataclassError):  # of a kind not known
+                return config_class(**changes | {"rope_parameters": rope | scaling})
     return config_class(**changes)
+
+
+def _rope_scalings(
+    config_class: type[PretrainedConfig], fields: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Scalings to try. vLLM takes any scaling of latent attention for YaRN."""
+    first = zlib.crc32(config_class.__name__.encode()) % len(ROPE_SCALINGS)
+    order = ROPE_SCALINGS[first:] + ROPE_SCALINGS[:first]
+    latent = "kv_lora_rank" in fields
+    return [scaling for scaling in order if scaling["rope_type"] == "yarn" or not latent]
 
 
 def _num_layers(fields: dict[str, Any], before: int) -> int:
