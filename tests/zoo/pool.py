@@ -30,6 +30,9 @@ class Pool:
 
     def __init__(self, processes: int = 2) -> None:
         set_environment()
+        # Python's fork server silently passes over what it does not find on this path.
+        path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["zoo.preload"])
         self._threads = ThreadPoolExecutor(processes)
