@@ -26,7 +26,7 @@ KINDS = {
     "Mamba-2": "Mamba2ForCausalLM",
     "Mamba-1 and attention": "JambaForCausalLM",
     "Mamba-2 and attention": "FalconH1ForCausalLM",
-    "short convolution": "Lfm2ForCausalLM",
+    "short convolution": "Lfm2MoeForCausalLM",
     "gated delta net": "Qwen3NextForCausalLM",
     "Kimi delta attention": "BailingMoeV3ForCausalLM",
     "lightning attention": "BailingMoeV2_5ForCausalLM",
