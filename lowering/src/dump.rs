@@ -87,6 +87,9 @@ pub struct Line {
     pub op: String,
     pub operands: Vec<String>,
     pub types: Vec<String>,
+    /// Of ours, that stands for it and perhaps for neighbours on Metal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
     /// FX node, module and source line.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub source: String,
@@ -120,6 +123,7 @@ fn text(listing: &Listing) -> String {
         op,
         operands,
         types,
+        kernel,
         source,
         consumed,
         ..
@@ -131,6 +135,9 @@ fn text(listing: &Listing) -> String {
         }
         if !types.is_empty() {
             let _ = write!(text, " : {}", types.join(" "));
+        }
+        if let Some(kernel) = kernel {
+            let _ = write!(text, " [{kernel}]");
         }
         if !source.is_empty() {
             let _ = write!(text, "    <- {source}");
@@ -375,18 +382,21 @@ pub fn regions(plan: &GraphPlan, report: &PlanReport) -> Vec<Listing> {
         .map(|(index, ((region, graph), (origins, calls)))| {
             let works = region_work(graph);
             let instructions = region.instructions.iter().zip(origins).zip(&works);
-            let lines = instructions.map(|((instruction, origin), work)| Line {
-                results: numbers('%', &instruction.outputs),
-                op: describe(&instruction.op),
-                operands: numbers('%', &instruction.inputs),
-                types: types(&instruction.types),
-                source: origin.source.as_ref().map_or(String::new(), |source| {
-                    format!("{} {}", source.target, source.line)
-                }),
-                consumed: origin.consumed.iter().map(|of| (**of).clone()).collect(),
-                rules: origin.rules.iter().map(|rule| rule.name).collect(),
-                work: Some(*work),
-            });
+            let lines = instructions
+                .enumerate()
+                .map(|(at, ((instruction, origin), work))| Line {
+                    results: numbers('%', &instruction.outputs),
+                    op: describe(&instruction.op),
+                    operands: numbers('%', &instruction.inputs),
+                    types: types(&instruction.types),
+                    kernel: region.kernel_at(at).map(str::to_owned),
+                    source: origin.source.as_ref().map_or(String::new(), |source| {
+                        format!("{} {}", source.target, source.line)
+                    }),
+                    consumed: origin.consumed.iter().map(|of| (**of).clone()).collect(),
+                    rules: origin.rules.iter().map(|rule| rule.name).collect(),
+                    work: Some(*work),
+                });
             Listing {
                 title: format!(
                     "{} region {index} x {calls}  ({} inputs, {} parameters)",
@@ -436,6 +446,7 @@ pub fn steps(graph: &GraphPlan, plan: &Plan) -> Listing {
             op: describe(op),
             operands: numbers('$', inputs),
             types: types(result),
+            kernel: plan.kernel_of(op).map(str::to_owned),
             work: Some(effect_work(op, &plan.layers, &plan.dtype)),
             ..Line::default()
         },

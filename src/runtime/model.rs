@@ -10,8 +10,8 @@ use super::inputs::{Input, bind};
 use super::island::IslandRunner;
 use super::kernels::Kernels;
 use super::kv_cache::{CacheSpec, KvCache};
-use super::mlx::{Array, Device, Mlx};
-use super::operands::{Operands, int_array};
+use super::mlx::{Array, Device, Mlx, int_array};
+use super::operands::Operands;
 use super::owner::Owner;
 use super::replay::{Builds, Replays};
 use super::state::{StateCaches, StateSpec};
@@ -297,7 +297,7 @@ fn checked_rows(rows: &[i64], num_tokens: usize) -> Result<Array> {
         )));
     }
     let rows: Vec<i32> = rows.iter().map(|row| *row as i32).collect();
-    int_array(&rows)
+    Ok(int_array(&rows, &[rows.len() as i32])?)
 }
 
 fn attention_layers(graph: &GraphPlan) -> Vec<usize> {

@@ -3,7 +3,7 @@
 
 use super::attention::{Kind, Layer, Layout, Pages, Source};
 use super::error::{Error, Result};
-use super::mlx::{self, Array, Device, Mlx};
+use super::mlx::{Array, Device, Mlx, int_array};
 use super::state::Batches;
 use super::step::{Caches, Layers, StepMetadata};
 use lowering::ir::DType;
@@ -94,7 +94,8 @@ impl Operands {
                     Some(slots) => Some(slots),
                     None => {
                         let slots = of_group.write_slots(num_tokens, write.1);
-                        operands.slots.push(int_array(&slots)?);
+                        let shape = [slots.len() as i32];
+                        operands.slots.push(int_array(&slots, &shape)?);
                         writes.push(write);
                         Some(operands.slots.len() - 1)
                     }
@@ -187,17 +188,4 @@ fn kind(mlx: &Mlx, layer: &Layer, cache: Option<(Option<DType>, Pages)>) -> Kind
         kernel: kernel
             .is_some_and(|(kernel, (dtype, pages))| kernel.takes(dtype, pages.block_size)),
     }
-}
-
-/// int32 `[n]`
-pub fn int_array(values: &[i32]) -> Result<Array> {
-    let bytes: Vec<u8> = values
-        .iter()
-        .flat_map(|value| value.to_ne_bytes())
-        .collect();
-    Ok(mlx::host_array(
-        &bytes,
-        &[values.len() as i32],
-        DType::Int32,
-    )?)
 }

@@ -83,7 +83,9 @@ pub fn step_of(
     } else {
         replays.builds.replayed += 1;
     }
-    let tape = replays.find(&shape).ok_or(Error::Closed)?;
+    let tape = replays
+        .find(&shape)
+        .ok_or_else(|| Error::Internal("a graph that was kept is gone".to_owned()))?;
     let outputs = tape.replay(parts.mlx, &arrays)?;
     Ok(take_over(outputs, num_caches, caches))
 }

@@ -161,8 +161,7 @@ pub fn find(state: &State, id: u64) -> Result<&Array> {
 
 /// Gathers rows that were checked.
 pub fn take_rows(mlx: &Mlx, array: &Array, rows: &[i32]) -> mlx::MlxResult<Array> {
-    let bytes: Vec<u8> = rows.iter().flat_map(|row| row.to_ne_bytes()).collect();
-    let indices = mlx::host_array(&bytes, &[rows.len() as i32], DType::Int32)?;
+    let indices = mlx::int_array(rows, &[rows.len() as i32])?;
     mlx.take(array, &indices, 0)
 }
 

@@ -113,21 +113,8 @@ fn state_layer(name: &str, layer: &document::Layer) -> Option<StateLayer> {
 /// The layer of a selection of keys: a cache of keys alone.
 fn index_layer(name: &str, fields: &document::IndexFields) -> AttentionLayer {
     AttentionLayer {
-        name: name.to_owned(),
-        num_heads: fields.num_heads,
-        num_kv_heads: 1,
-        head_size: fields.head_size,
-        head_size_v: fields.head_size,
-        scale: Float::new(1.0),
-        sliding_window: None,
-        logits_soft_cap: None,
-        alibi_slopes: None,
-        alibi_sqrt: false,
-        sinks: None,
-        attn_type: "decoder".to_owned(),
-        kv_sharing_target: None,
         value_in_key: true,
-        kernel: None,
+        ..AttentionLayer::decoder(name, [fields.num_heads, 1], fields.head_size)
     }
 }
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What one decode step of a plan launches and moves: one request, one token.
 
+use super::cache_work::{AttentionWork, attention, key_selection};
 use super::paged::PAGED_DECODE;
-use super::work::{AttentionWork, Work, attention, key_selection, one_launch, rope_table, work};
+use super::work::{Work, one_launch, rope_table, work};
 use super::{AttentionLayer, GraphPlan, PlanReport, Region, Register, Slot, Step};
 use crate::ir::{DType, Graph, NodeId, Op, RopeStyle, TensorType};
 use serde::Serialize;

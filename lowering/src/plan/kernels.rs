@@ -2,7 +2,7 @@
 //! Which instructions a Metal kernel computes in fewer launches. The instruction stays beside the
 //! choice: it is the reference, and what runs without Metal or where the kernel's self-check failed.
 
-use super::{Instruction, Plan};
+use super::{Instruction, Plan, Region};
 use crate::ir::{Activation, DType, Op, TensorType};
 use crate::kernels::{KernelError, Launch, Sizes, kernel};
 use serde::{Deserialize, Serialize};
@@ -132,7 +132,26 @@ pub fn choose(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Opti
     choice.launch(&ONE_ROW).is_ok().then_some(choice)
 }
 
+impl Region {
+    /// The name of the kernel that can compute an instruction, alone or with others.
+    pub fn kernel_at(&self, position: usize) -> Option<&str> {
+        let fusion = self.fusions.iter().find(|fusion| fusion.covers(position));
+        let own = self.instructions.get(position)?.kernel.as_ref();
+        let kernel = fusion.map(|fusion| &fusion.kernel).or(own);
+        kernel.map(|kernel| kernel.name.as_str())
+    }
+}
+
 impl Plan {
+    /// The name of the kernel that can compute an effect in a step that decodes.
+    pub fn kernel_of(&self, op: &Op) -> Option<&str> {
+        let Op::Attention { layer } = op else {
+            return None;
+        };
+        let kernel = self.layers.get(*layer as usize)?.kernel.as_ref();
+        kernel.map(|kernel| kernel.name.as_str())
+    }
+
     fn instructions(&mut self) -> impl Iterator<Item = &mut Instruction> {
         let regions = self.graphs.iter_mut().flat_map(|graph| &mut graph.regions);
         regions.flat_map(|region| &mut region.instructions)

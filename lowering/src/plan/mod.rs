@@ -2,6 +2,7 @@
 //! The plan: what the executor runs. Regions of flat instructions, and the calls that string them together.
 
 mod build;
+mod cache_work;
 mod check;
 mod decode;
 mod fusion;
@@ -79,6 +80,30 @@ pub struct AttentionLayer {
     /// What decodes it on Metal, straight from its cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<KernelChoice>,
+}
+
+impl AttentionLayer {
+    /// A decoder's layer that sees every token up to its own, with `[num_heads, num_kv_heads]` heads
+    /// of one size.
+    pub fn decoder(name: &str, [num_heads, num_kv_heads]: [i64; 2], head_size: i64) -> Self {
+        AttentionLayer {
+            name: name.to_owned(),
+            num_heads,
+            num_kv_heads,
+            head_size,
+            head_size_v: head_size,
+            scale: Float::new(1.0),
+            sliding_window: None,
+            logits_soft_cap: None,
+            alibi_slopes: None,
+            alibi_sqrt: false,
+            sinks: None,
+            attn_type: "decoder".to_owned(),
+            kv_sharing_target: None,
+            value_in_key: false,
+            kernel: None,
+        }
+    }
 }
 
 /// A layer with recurrent states of fixed size, one set for each request.

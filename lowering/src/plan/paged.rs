@@ -74,21 +74,9 @@ mod tests {
 
     fn layer() -> AttentionLayer {
         AttentionLayer {
-            name: "attn".into(),
-            num_heads: 16,
-            num_kv_heads: 8,
-            head_size: 128,
-            head_size_v: 128,
-            scale: Float::new(0.1),
             sliding_window: Some(512),
             logits_soft_cap: Some(Float::new(0.0)),
-            alibi_slopes: None,
-            alibi_sqrt: false,
-            sinks: None,
-            attn_type: "decoder".into(),
-            kv_sharing_target: None,
-            value_in_key: false,
-            kernel: None,
+            ..AttentionLayer::decoder("attn", [16, 8], 128)
         }
     }
 

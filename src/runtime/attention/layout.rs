@@ -6,8 +6,7 @@ use super::mask::{Mask, mask};
 use super::paged::Paged;
 use super::pieces::{Kind, Piece, Source, groups, pieces};
 use crate::runtime::error::Result;
-use crate::runtime::mlx::{Array, host_array};
-use lowering::ir::DType;
+use crate::runtime::mlx::{Array, int_array};
 
 /// Pieces of similar size, padded to one.
 pub struct Batch {
@@ -145,7 +144,7 @@ fn indices(rows: Vec<i32>, length: usize) -> Result<Option<Array>> {
     if in_order && rows.len() == length {
         return Ok(None);
     }
-    int_array(&rows, &[rows.len() as i32]).map(Some)
+    Ok(Some(int_array(&rows, &[rows.len() as i32])?))
 }
 
 /// Padding repeats a piece's last key: a foreign row could hold a NaN, which no mask stops.
@@ -160,14 +159,5 @@ fn key_rows(metadata: &Metadata, kind: &Kind, group: &[Piece], keys: usize) -> R
             });
         }
     }
-    int_array(&rows, &[group.len() as i32, keys as i32])
-}
-
-/// An int32 array.
-pub fn int_array(values: &[i32], shape: &[i32]) -> Result<Array> {
-    let bytes: Vec<u8> = values
-        .iter()
-        .flat_map(|value| value.to_ne_bytes())
-        .collect();
-    Ok(host_array(&bytes, shape, DType::Int32)?)
+    Ok(int_array(&rows, &[group.len() as i32, keys as i32])?)
 }

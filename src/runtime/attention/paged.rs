@@ -3,9 +3,8 @@
 //! launches. Nothing is gathered.
 
 use super::Metadata;
-use super::layout::int_array;
 use crate::runtime::error::{Error, Result};
-use crate::runtime::mlx::{Array, Mlx, host_array, scalar};
+use crate::runtime::mlx::{Array, Mlx, float_array, int_array, scalar};
 use lowering::ir::DType;
 use lowering::plan::{AttentionLayer, KernelChoice, PAGED_REDUCE};
 
@@ -76,10 +75,12 @@ impl PagedKernel {
         let float = |value: f64| scalar(mlx, value, DType::Float32);
         let sinks = match sinks {
             Some(sinks) => mlx.cast(sinks, DType::Float32)?,
-            None => floats(&[0.0])?,
+            None => float_array(&[0.0], &[1])?,
         };
-        let slopes = plan.alibi_slopes.as_deref().unwrap_or_default();
-        let slopes: Vec<f32> = slopes.iter().map(|slope| slope.get() as f32).collect();
+        let slopes: Vec<f32> = match &plan.alibi_slopes {
+            Some(slopes) => slopes.iter().map(|slope| slope.get() as f32).collect(),
+            None => vec![0.0],
+        };
         let found = PagedKernel {
             whole,
             split,
@@ -90,7 +91,7 @@ impl PagedKernel {
             scale: float(plan.scale.get())?,
             soft_cap: float(plan.logits_soft_cap.map_or(0.0, |cap| cap.get()))?,
             sinks,
-            alibi_slopes: floats(if slopes.is_empty() { &[0.0] } else { &slopes })?,
+            alibi_slopes: float_array(&slopes, &[slopes.len() as i32])?,
         };
         // Once, not with every step that reads them.
         mlx.eval([&found.sinks])?;
@@ -226,14 +227,6 @@ impl Paged {
     }
 }
 
-fn floats(values: &[f32]) -> Result<Array> {
-    let bytes: Vec<u8> = values
-        .iter()
-        .flat_map(|value| value.to_ne_bytes())
-        .collect();
-    Ok(host_array(&bytes, &[values.len() as i32], DType::Float32)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,21 +237,10 @@ mod tests {
 
     fn layer(window: Option<i64>) -> AttentionLayer {
         let mut layer = AttentionLayer {
-            name: "attn".into(),
-            num_heads: 4,
-            num_kv_heads: 2,
-            head_size: 64,
             head_size_v: 32,
             scale: Float::new(0.125),
             sliding_window: window,
-            logits_soft_cap: None,
-            alibi_slopes: None,
-            alibi_sqrt: false,
-            sinks: None,
-            attn_type: "decoder".into(),
-            kv_sharing_target: None,
-            value_in_key: false,
-            kernel: None,
+            ..AttentionLayer::decoder("attn", [4, 2], 64)
         };
         layer.kernel = choose_paged(&layer, DType::Float32);
         layer

@@ -3,8 +3,8 @@
 
 use super::layout::{Batch, Layout};
 use super::mask::Mask;
-use crate::runtime::error::Result;
-use crate::runtime::mlx::{Array, Mlx, host_array, scalar};
+use crate::runtime::error::{Error, Result};
+use crate::runtime::mlx::{Array, Mlx, int_array, scalar};
 use lowering::ir::DType;
 
 /// `Op::SelectKeys`: of `q [t, heads, d]` with `weights [t, heads]` over `rows [n, 1, d]` of the cache,
@@ -17,7 +17,8 @@ pub fn select(
     rows: &Array,
     count: i64,
 ) -> Result<Array> {
-    let count = i32::try_from(count).unwrap_or(i32::MAX);
+    let count = i32::try_from(count)
+        .map_err(|_| Error::Unsupported(format!("a selection of {count} keys")))?;
     let mut results = Vec::with_capacity(layout.batches.len());
     for batch in &layout.batches {
         let taken = |x: &Array| match &batch.query_rows {
@@ -55,7 +56,9 @@ fn select_in_batch(
         Mask::None | Mask::Causal => None,
     };
     if num_keys <= count {
-        let positions = mlx.broadcast_to(&positions(num_keys)?, &per_query)?;
+        let positions: Vec<i32> = (0..num_keys).collect();
+        let positions = int_array(&positions, &[1, 1, num_keys])?;
+        let positions = mlx.broadcast_to(&positions, &per_query)?;
         let seen = match mask {
             Some(mask) => mlx.select(&mlx.equal(&mask, &unseen)?, &none, &positions)?,
             None => positions,
@@ -140,10 +143,4 @@ pub fn only_selected(
         key_rows,
         mask: Mask::Array(mask),
     }))
-}
-
-/// int32 `[1, 1, n]`
-fn positions(count: i32) -> Result<Array> {
-    let bytes: Vec<u8> = (0..count).flat_map(i32::to_ne_bytes).collect();
-    Ok(host_array(&bytes, &[1, 1, count], DType::Int32)?)
 }

@@ -48,31 +48,23 @@ const PLAIN: Case = Case {
 };
 
 fn plan(case: &Case) -> AttentionLayer {
+    let heads = [case.heads as i64, case.kv_heads as i64];
+    let slopes = (0..case.heads).map(|head| Float::new(0.5f64.powi(head as i32 + 1)));
+    let attn_type = if case.encoder {
+        "encoder_only"
+    } else {
+        "decoder"
+    };
     AttentionLayer {
-        name: "model.layers.0.attn".into(),
-        num_heads: case.heads as i64,
-        num_kv_heads: case.kv_heads as i64,
-        head_size: case.size as i64,
         head_size_v: case.value_size as i64,
         scale: Float::new(0.7),
         sliding_window: case.window,
         logits_soft_cap: case.soft_cap.map(Float::new),
         alibi_sqrt: case.sqrt,
-        alibi_slopes: case.alibi.then(|| {
-            (0..case.heads)
-                .map(|h| Float::new(0.5f64.powi(h as i32 + 1)))
-                .collect()
-        }),
+        alibi_slopes: case.alibi.then(|| slopes.collect()),
         sinks: case.sinks.then(|| "sinks".into()),
-        attn_type: if case.encoder {
-            "encoder_only"
-        } else {
-            "decoder"
-        }
-        .into(),
-        kv_sharing_target: None,
-        value_in_key: false,
-        kernel: None,
+        attn_type: attn_type.into(),
+        ..AttentionLayer::decoder("model.layers.0.attn", heads, case.size as i64)
     }
 }
 

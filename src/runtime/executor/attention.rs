@@ -4,7 +4,7 @@
 
 use super::instruction::Context;
 use crate::runtime::error::{Error, Result};
-use crate::runtime::mlx::{Array, Device, Mlx, dtype, host_array, scalar};
+use crate::runtime::mlx::{Array, Device, Mlx, dtype, int_array, scalar};
 use lowering::ir::{AttentionMask, DType, Float, Scores};
 
 /// How many queries and keys there are.
@@ -31,8 +31,7 @@ fn kind(x: &Array) -> Result<DType> {
 fn causal(mlx: &Mlx, sizes: &Sizes, offset: i64) -> Result<Array> {
     let line = |from: i64, length: i32, shape: [i32; 2]| {
         let places = (0..i64::from(length)).map(|place| (from + place) as i32);
-        let bytes: Vec<u8> = places.flat_map(i32::to_ne_bytes).collect();
-        host_array(&bytes, &shape, DType::Int32)
+        int_array(&places.collect::<Vec<_>>(), &shape)
     };
     let rows = line(offset, sizes.queries, [sizes.queries, 1])?;
     let columns = line(0, sizes.keys, [1, sizes.keys])?;

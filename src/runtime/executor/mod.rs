@@ -14,6 +14,7 @@ mod norm;
 mod pointwise;
 mod reduction;
 mod rope;
+mod run;
 #[cfg(test)]
 mod tests;
 

@@ -60,6 +60,18 @@ pub fn host_array(bytes: &[u8], shape: &[i32], dtype: DType) -> MlxResult<Array>
     })
 }
 
+/// An int32 array.
+pub fn int_array(values: &[i32], shape: &[i32]) -> MlxResult<Array> {
+    let bytes: Vec<u8> = values.iter().flat_map(|of| of.to_ne_bytes()).collect();
+    host_array(&bytes, shape, DType::Int32)
+}
+
+/// A float32 array.
+pub fn float_array(values: &[f32], shape: &[i32]) -> MlxResult<Array> {
+    let bytes: Vec<u8> = values.iter().flat_map(|of| of.to_ne_bytes()).collect();
+    host_array(&bytes, shape, DType::Float32)
+}
+
 /// An array over memory that `owner` keeps alive; `owner` is dropped, in any thread, when MLX needs
 /// the memory no more.
 ///

@@ -17,7 +17,8 @@ mod stream;
 mod tape;
 
 pub use array::{
-    data_pointer, dtype, foreign_array, host_array, is_contiguous, is_in_place, scalar,
+    data_pointer, dtype, float_array, foreign_array, host_array, int_array, is_contiguous,
+    is_in_place, scalar,
 };
 pub use convolution::Windows;
 pub use error::{MlxError, MlxResult};

@@ -3,7 +3,7 @@
 
 use super::StateMetadata;
 use crate::runtime::error::Result;
-use crate::runtime::mlx::{Array, host_array};
+use crate::runtime::mlx::{Array, host_array, int_array};
 use lowering::ir::DType;
 
 /// Requests of similar length, padded to the longest.
@@ -38,11 +38,7 @@ pub struct Batches {
 }
 
 fn indices(values: &[i32]) -> Result<Array> {
-    let bytes: Vec<u8> = values
-        .iter()
-        .flat_map(|value| value.to_ne_bytes())
-        .collect();
-    Ok(host_array(&bytes, &[values.len() as i32], DType::Int32)?)
+    Ok(int_array(values, &[values.len() as i32])?)
 }
 
 fn flags(values: &[bool], shape: &[i32]) -> Result<Array> {

@@ -3,8 +3,7 @@
 
 use super::batch::Batch;
 use crate::runtime::error::{Error, Result};
-use crate::runtime::mlx::{Array, Mlx, host_array};
-use lowering::ir::DType;
+use crate::runtime::mlx::{Array, Mlx, int_array};
 
 /// `x [n, l, c], weight [c, w], state [n, w - 1, c] -> y [n, l, c], state`
 pub fn run(
@@ -50,8 +49,7 @@ pub fn run(
                     first..first + kept
                 })
                 .collect();
-            let bytes: Vec<u8> = rows.iter().flat_map(|row| row.to_ne_bytes()).collect();
-            let rows = host_array(&bytes, &[rows.len() as i32], DType::Int32)?;
+            let rows = int_array(&rows, &[rows.len() as i32])?;
             let flat = mlx.reshape(&inputs, &[size * (kept + length), channels])?;
             mlx.reshape(&mlx.take(&flat, &rows, 0)?, &[size, kept, channels])?
         }

@@ -8,7 +8,7 @@
 use super::linear::decays;
 use super::{chunk, chunks, join, lower_triangle, swap};
 use crate::runtime::error::{Error, Result};
-use crate::runtime::mlx::{Array, Mlx, scalar};
+use crate::runtime::mlx::{Array, Mlx, float_array, scalar};
 use lowering::ir::DType;
 
 /// With a decay for each head.
@@ -133,7 +133,7 @@ pub(super) fn unit_inverse(mlx: &Mlx, x: &Array, count: i32) -> Result<Array> {
     while block < count {
         // Of the blocks of 2 * block rows, the lower left quarter: rows in the second half of a block
         // and columns in the first half of the same.
-        let quarter = quarters(mlx, count, block)?;
+        let quarter = quarters(count, block)?;
         let inner = mlx.multiply(x, &quarter)?;
         let product = mlx.matmul(&mlx.matmul(&inverse, &inner)?, &inverse)?;
         inverse = mlx.subtract(&inverse, &product)?;
@@ -142,18 +142,13 @@ pub(super) fn unit_inverse(mlx: &Mlx, x: &Array, count: i32) -> Result<Array> {
     Ok(inverse)
 }
 
-fn quarters(mlx: &Mlx, count: i32, block: i32) -> Result<Array> {
+fn quarters(count: i32, block: i32) -> Result<Array> {
     let cells = (0..count).flat_map(|row| {
         (0..count).map(move |column| {
             let same = row / (2 * block) == column / (2 * block);
-            same && row / block % 2 == 1 && column / block % 2 == 0
+            let is_lower = same && row / block % 2 == 1 && column / block % 2 == 0;
+            f32::from(u8::from(is_lower))
         })
     });
-    let bytes: Vec<u8> = cells
-        .flat_map(|cell| f32::from(u8::from(cell)).to_ne_bytes())
-        .collect();
-    Ok(
-        crate::runtime::mlx::host_array(&bytes, &[count, count], DType::Float32)
-            .and_then(|array| mlx.ensure(array, DType::Float32))?,
-    )
+    Ok(float_array(&cells.collect::<Vec<_>>(), &[count, count])?)
 }
