@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Tells the linker where libmlx is at run time, and the crate which MLX it is built against; builds
-//! the crate's one C++ file.
+//! the crate's C++ files.
 //!
 //! The values come from the Cargo configuration that `python/build_backend/mlx.py` writes.
 
 use std::env;
 
 /// What the crate needs of MLX's C++ interface.
-const TAPE: &str = "src/runtime/mlx/tape.cpp";
+const SOURCES: [&str; 2] = ["src/runtime/mlx/shared.cpp", "src/runtime/mlx/tape.cpp"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=DEP_MLX_VERSION");
     println!("cargo:rerun-if-env-changed=DEP_MLX_RUNTIME_PATHS");
     println!("cargo:rerun-if-env-changed=DEP_MLX_INCLUDE");
-    println!("cargo:rerun-if-changed={TAPE}");
+    for source in SOURCES {
+        println!("cargo:rerun-if-changed={source}");
+    }
 
     let (Ok(version), Some(include)) =
         (env::var("DEP_MLX_VERSION"), env::var_os("DEP_MLX_INCLUDE"))
@@ -33,8 +35,8 @@ fn main() {
         .opt_level(3)
         .warnings(false)
         .includes(env::split_paths(&include))
-        .file(TAPE)
-        .compile("vllm_metal_tape");
+        .files(SOURCES)
+        .compile("vllm_metal_mlx");
 
     // An installed module sits in site-packages/vllm_metal, beside site-packages/mlx.
     let macos = env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("macos");

@@ -17,15 +17,21 @@ class NoStream:
 
 
 class NoEvent:
-    """An event that is never waited for."""
+    """An event that has happened whenever it is waited for."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def record(self, *args: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
         pass
 
 
 @contextmanager
 def without_streams() -> Iterator[None]:
-    """Around the building of a model."""
+    """Around the building of a model or of a runner."""
     stream, event = torch.cuda.Stream, torch.cuda.Event
     torch.cuda.Stream, torch.cuda.Event = NoStream, NoEvent  # type: ignore[assignment,misc]
     try:

@@ -31,6 +31,7 @@ from vllm_metal.plan_cache import PlanCache
 from vllm_metal.progress import capturing
 from vllm_metal.progress import lowering as lowering_bar
 from vllm_metal.recurrent.metadata import MetalStateMetadata
+from vllm_metal.run_ahead import SampledTokens
 
 logger = init_logger("vllm.metal")
 
@@ -129,13 +130,12 @@ def log_report(report: Mapping[str, Any]) -> None:
 
 
 class _Step:
-    """A step of a model: run when its logits or its hidden states are first asked for, in one call
-    into the runtime with the logits."""
+    """A step of a model: run when its tokens, its logits or its hidden states are first asked for,
+    in one call into the runtime with those."""
 
-    def __init__(self, model: Any, inputs: dict[str, torch.Tensor], attention: Any) -> None:
+    def __init__(self, model: Any, inputs: dict[str, Any], attention: Any) -> None:
         self._model = model
-        # vLLM's runner writes the next step's into the same tensors.
-        self._inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+        self._inputs = inputs
         self._attention = attention
         self._hidden: Any = None
         self.num_tokens = len(next(iter(inputs.values())))
@@ -152,6 +152,16 @@ class _Step:
             return torch.from_dlpack(self._model.logits(self._hidden, rows))
         self._hidden, logits = self._model.step_with_logits(self._inputs, self._attention, rows)
         return torch.utils.dlpack.from_dlpack(logits)
+
+    def sample(self, rows: torch.Tensor | None, ahead: bool) -> SampledTokens:
+        """The most likely tokens after these tokens; see `core.Model.sample`."""
+        if self._hidden is not None:
+            logits = self._model.logits(self._hidden, rows)
+            return SampledTokens(logits.argmax(), logits.shape[-1])
+        self._hidden, *sampled = self._model.sample(
+            self._inputs, self._attention, rows, ahead=ahead
+        )
+        return SampledTokens(*sampled)
 
 
 class HiddenStates:
@@ -188,8 +198,29 @@ class HiddenStates:
     def logits(self) -> torch.Tensor:
         return self._step.logits(self._rows)
 
+    def sample(self, ahead: bool) -> SampledTokens:
+        return self._step.sample(self._rows, ahead)
+
     def torch(self) -> torch.Tensor:
         return torch.from_dlpack(self.lazy)
+
+
+class Logits:
+    """Logits of hidden states, not computed yet."""
+
+    def __init__(self, hidden: HiddenStates) -> None:
+        self._hidden = hidden
+        self._computed: torch.Tensor | None = None
+
+    def torch(self) -> torch.Tensor:
+        """float[num_rows, vocab_size]; where the step has not run, it does here."""
+        if self._computed is None:
+            self._computed = self._hidden.logits()
+        return self._computed
+
+    def sample(self, ahead: bool) -> SampledTokens:
+        """The most likely tokens; `ahead`: which are waited for later."""
+        return self._hidden.sample(ahead)
 
 
 class _Weights:
@@ -287,24 +318,36 @@ class LoweredModel:
         attention = dict.fromkeys(self.plan.layers, attention_metadata)
         return self._begin(self._inputs(input_ids, positions), attention)
 
-    def step(self, input_ids: torch.Tensor, positions: torch.Tensor) -> HiddenStates:
+    def step(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        sampled: tuple[SampledTokens, list[tuple[int, int]]] | None = None,
+    ) -> HiddenStates:
         """Hidden states of a step's tokens under vLLM's current forward context.
 
-        input_ids int32[num_tokens], positions int64[num_tokens]. Nothing is computed yet: where
-        they are used, ValueError is raised, before anything runs, for an index out of range.
+        input_ids int32[num_tokens], of which those in the places of `sampled` are the last
+        step's tokens (`SampledTokens.in_place`); positions int64[num_tokens]. Nothing is computed
+        yet: where they are used, ValueError is raised, before anything runs, for an index out of
+        range.
         """
         attention = _attention(get_forward_context().attn_metadata, input_ids.shape[0])
-        return self._begin(self._inputs(input_ids, positions), attention)
+        inputs = self._inputs(input_ids, positions)
+        if sampled and "input_ids" in inputs:
+            tokens, places = sampled
+            inputs["input_ids"] = tokens.in_place(input_ids, places)
+        return self._begin(inputs, attention)
 
-    def _begin(self, inputs: dict[str, torch.Tensor], attention: dict[str, Any]) -> HiddenStates:
+    def _begin(self, inputs: dict[str, Any], attention: dict[str, Any]) -> HiddenStates:
         if self._last is not None:
             self._last.hidden()  # a step that nobody read still writes its keys and values
         self._last = _Step(self._model, inputs, attention)
         return HiddenStates(self._last)
 
-    def _inputs(self, input_ids: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _inputs(self, input_ids: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
+        # vLLM's runner writes the next step's into the same tensors.
         given = {"input_ids": input_ids, "positions": positions}
-        return {name: tensor for name, tensor in given.items() if name in self._input_names}
+        return {name: tensor.clone() for name, tensor in given.items() if name in self._input_names}
 
     def compute_logits(self, hidden: HiddenStates) -> torch.Tensor:
         """float[num_rows, vocab_size] on the CPU; here the step is computed."""

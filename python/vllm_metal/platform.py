@@ -160,13 +160,15 @@ class MetalPlatform(Platform):
     def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
         envs.validate()
         _refuse_unsupported(vllm_config)
-        vllm_config.scheduler_config.async_scheduling = False
+        if not envs.USE_MLX.value():
+            # vLLM's own runner would wait for CUDA.
+            vllm_config.scheduler_config.async_scheduling = False
         if vllm_config.parallel_config.worker_cls == "auto":
             vllm_config.parallel_config.worker_cls = "vllm_metal.worker.MetalWorker"
         if multiprocessing.parent_process() is None:  # the engine's process checks it all again
             logger.info_once(
-                "metal: turned off what vLLM does for CUDA: its own compilation, asynchronous "
-                "scheduling, the V2 model runner"
+                "metal: turned off what vLLM does for CUDA: "
+                "its own compilation, the V2 model runner"
             )
         cache_config = vllm_config.cache_config
         if not cache_config.user_specified_block_size and envs.BLOCK_SIZE.name in os.environ:

@@ -9,6 +9,8 @@ come from. vLLM calls, in a step,
                      -> model.compute_logits
     sample_tokens    apply_grammar_bitmask -> _sample -> _bookkeeping_sync (-> prompt logprobs)
 
+and with asynchronous scheduling both of the next step before it reads this one's `StepOutput`.
+
 The way to V2 (vllm/v1/worker/gpu/model_runner.py): it keeps the batch in a `RequestState` on the
 device and calls Triton kernels for the inputs, for which there must be overrides in
 triton_overrides.py; the hooks here become its `model`, `kv_cache` and `sampler` parts.
@@ -22,24 +24,28 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn as nn
+from vllm import envs as vllm_envs
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.sequence import IntermediateTensors
+from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+from vllm.v1.worker import gpu_model_runner
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_metal import checkpoint, envs, layers, patches
 from vllm_metal.cuda_placeholder import without_streams
 from vllm_metal.kernels.contract import Run
 from vllm_metal.kernels.usable import check_kernels
-from vllm_metal.lowered import HiddenStates, LoweredModel, log_report, lower
+from vllm_metal.lowered import HiddenStates, Logits, LoweredModel, log_report, lower
 from vllm_metal.mapped_weights import mapped_weights
 from vllm_metal.memory import MemoryBudget, human
 from vllm_metal.plan_cache import PlanCache
+from vllm_metal.run_ahead import SampledTokens, StepOutput, wants_most_likely
 from vllm_metal.sampler import MetalSampler
 
 logger = init_logger("vllm.metal")
@@ -51,7 +57,8 @@ class MetalModelRunner(CPUModelRunner):
     model: nn.Module
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, budget: MemoryBudget) -> None:
-        super().__init__(vllm_config, device)
+        with without_streams():
+            super().__init__(vllm_config, device)
         self.dtype: torch.dtype
         self.sampler = MetalSampler(self.model_config.logprobs_mode)
         self.budget = budget
@@ -188,6 +195,11 @@ class LoweredModelRunner(MetalModelRunner):
         self.run_kernel = run_kernel
         self.debug: bool = envs.DEBUG.value()
         self.lowered: LoweredModel
+        # vLLM's runner makes one at the end of each step that nobody waits for.
+        gpu_model_runner.AsyncGPUModelRunnerOutput = StepOutput  # type: ignore[misc,assignment]
+        self._logits_are_lazy = False
+        self.execute_model_state: Any
+        self._sampled: tuple[SampledTokens, list[tuple[int, int]]] | None = None
 
     def _load_model(self) -> nn.Module:
         model = super()._load_model()
@@ -202,13 +214,63 @@ class LoweredModelRunner(MetalModelRunner):
         model.compute_logits = self._compute_logits  # type: ignore[assignment]
         return model
 
-    def _compute_logits(self, hidden: HiddenStates) -> torch.Tensor:
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        # What is sampled from stays lazy until it is known how.
+        self._logits_are_lazy = True
+        try:
+            return super().execute_model(*args, **kwargs)
+        finally:
+            self._logits_are_lazy = False
+
+    def _compute_logits(self, hidden: HiddenStates) -> torch.Tensor | Logits:
+        return Logits(hidden) if self._logits_are_lazy else self.lowered.compute_logits(hidden)
+
+    # ---- sampling, and inputs of what is being sampled
+
+    def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
+        state = self.execute_model_state
+        # A grammar writes into logits, and a check for NaNs reads them.
+        are_used = grammar_output is not None or vllm_envs.VLLM_COMPUTE_NANS_IN_LOGITS
+        if are_used and state is not None and isinstance(state.logits, Logits):
+            self.execute_model_state = state._replace(logits=state.logits.torch())
+        return super().sample_tokens(grammar_output)
+
+    def _sample(
+        self,
+        logits: torch.Tensor | Logits | None,
+        spec_decode_metadata: SpecDecodeMetadata | None,
+    ) -> SamplerOutput:
         start = time.perf_counter()
-        logits = self.lowered.compute_logits(hidden)
+        if isinstance(logits, Logits) and wants_most_likely(self.input_batch.sampling_metadata):
+            tokens = logits.sample(ahead=self.use_async_scheduling)
+            output = SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=None)  # type: ignore[arg-type]
+        else:
+            computed = logits.torch() if isinstance(logits, Logits) else logits
+            output = super()._sample(computed, spec_decode_metadata)
         if self.debug:
             milliseconds = (time.perf_counter() - start) * 1e3
-            logger.info("metal: logits of %d tokens in %.2f ms", len(hidden), milliseconds)
-        return logits
+            count = self.input_batch.num_reqs
+            logger.info("metal: sampling for %d requests in %.2f ms", count, milliseconds)
+        return output
+
+    def _prepare_input_ids(
+        self,
+        scheduler_output: SchedulerOutput,
+        num_reqs: int,
+        total_num_scheduled_tokens: int,
+        cu_num_tokens: np.ndarray,
+    ) -> None:
+        tokens = self.input_batch.prev_sampled_token_ids
+        self._sampled = None
+        if isinstance(tokens, SampledTokens):
+            # A request's last token is the one sampled for it in the last step, if it took part.
+            previous = self.prev_positions.np[:num_reqs]
+            places = zip((cu_num_tokens[:num_reqs] - 1).tolist(), previous.tolist(), strict=True)
+            self._sampled = tokens, [(place, index) for place, index in places if index >= 0]
+            return
+        super()._prepare_input_ids(
+            scheduler_output, num_reqs, total_num_scheduled_tokens, cu_num_tokens
+        )
 
     def initialize_kv_cache_tensors(
         self,
@@ -230,7 +292,7 @@ class LoweredModelRunner(MetalModelRunner):
     ) -> HiddenStates:
         if input_ids is None or positions is None or inputs_embeds is not None or model_kwargs:
             raise ValueError("inputs other than token ids and positions are not lowered yet")
-        return self.lowered.step(input_ids, positions)
+        return self.lowered.step(input_ids, positions, self._sampled)
 
     def _pool(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         return super()._pool(hidden_states.torch(), *args, **kwargs)

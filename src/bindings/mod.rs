@@ -35,6 +35,7 @@ mod _core {
         recipe::{Checkpoint, Recipe},
         runtime::Runtime,
         tensor::LazyTensor,
+        tensor::SampledIds,
     };
 
     #[pymodule_init]

@@ -3,7 +3,7 @@
 
 use super::dlpack;
 use super::metadata::{AttentionMetadata, PyStateMetadata};
-use super::tensor::LazyTensor;
+use super::tensor::{LazyTensor, SampledIds};
 use crate::runtime::error::Error;
 use crate::runtime::host::HostTensor;
 use crate::runtime::tensor::Tensor;
@@ -120,6 +120,31 @@ impl Model {
         Ok((results(py, hidden)?, dlpack::capsule(py, logits)?))
     }
 
+    /// Runs the graph `backbone` and takes the most likely token of rows of its result, or of all: the
+    /// backbone's result, the tokens int32[num_rows], and the number of tokens that they are of. With
+    /// `ahead` this returns while they are being computed: the next step may take them as
+    /// `SampledIds`.
+    ///
+    /// Raises ValueError, before anything runs, as `step_with_logits` does.
+    #[pyo3(signature = (inputs, attention = None, rows = None, ahead = false))]
+    fn sample<'py>(
+        &self,
+        py: Python<'py>,
+        inputs: &Bound<'py, PyDict>,
+        attention: Option<&Bound<'py, PyDict>>,
+        rows: Option<&Bound<'py, PyAny>>,
+        ahead: bool,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, LazyTensor>, i64)> {
+        let attention = attention.map(groups).transpose()?.unwrap_or_default();
+        let lazy = lazy_inputs(inputs)?;
+        let arguments = arguments(inputs, &lazy, false)?;
+        let rows = rows.map(dlpack::integers).transpose()?;
+        let sample = || self.model.sample(arguments, attention, rows, ahead);
+        let (hidden, tensor, vocab_size) = py.detach(sample)?;
+        let tokens = Bound::new(py, LazyTensor { tensor })?;
+        Ok((results(py, hidden)?, tokens, vocab_size))
+    }
+
     /// Runs the graph `logits` on rows of a step's result, or on all, still lazily.
     ///
     /// Raises ValueError for a row out of range.
@@ -137,19 +162,27 @@ impl Model {
     }
 }
 
-type LazyInputs<'py> = Vec<(String, Bound<'py, LazyTensor>)>;
+/// An input that is not on the host, or not all of it.
+enum Lazy<'py> {
+    Tensor(Bound<'py, LazyTensor>),
+    Sampled(Bound<'py, SampledIds>),
+}
+
+type LazyInputs<'py> = Vec<(String, Lazy<'py>)>;
 
 fn lazy_inputs<'py>(inputs: &Bound<'py, PyDict>) -> PyResult<LazyInputs<'py>> {
     let mut lazy = Vec::new();
     for (name, value) in inputs {
-        if let Ok(tensor) = value.cast_into::<LazyTensor>() {
-            lazy.push((name.extract()?, tensor));
+        if let Ok(tensor) = value.cast::<LazyTensor>() {
+            lazy.push((name.extract()?, Lazy::Tensor(tensor.clone())));
+        } else if let Ok(ids) = value.cast::<SampledIds>() {
+            lazy.push((name.extract()?, Lazy::Sampled(ids.clone())));
         }
     }
     Ok(lazy)
 }
 
-/// A run's inputs; `lazy` are those of them that are LazyTensors.
+/// A run's inputs; `lazy` are those of them that are lazy.
 fn arguments<'a>(
     inputs: &Bound<'_, PyDict>,
     lazy: &'a LazyInputs<'_>,
@@ -160,7 +193,7 @@ fn arguments<'a>(
         let name: String = name.extract()?;
         if let Ok(size) = value.cast::<PyInt>() {
             arguments.push((name, Argument::Size(size.extract()?)));
-        } else if value.cast::<LazyTensor>().is_err() {
+        } else if !lazy.iter().any(|(of, _)| *of == name) {
             let tensor = dlpack::import(&value)?;
             let argument = match borrow {
                 true => Argument::Foreign(tensor),
@@ -169,8 +202,12 @@ fn arguments<'a>(
             arguments.push((name, argument));
         }
     }
-    for (name, tensor) in lazy {
-        arguments.push((name.clone(), Argument::Tensor(&tensor.get().tensor)));
+    for (name, input) in lazy {
+        let argument = match input {
+            Lazy::Tensor(tensor) => Argument::Tensor(&tensor.get().tensor),
+            Lazy::Sampled(ids) => ids.get().argument(),
+        };
+        arguments.push((name.clone(), argument));
     }
     Ok(arguments)
 }

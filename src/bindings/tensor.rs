@@ -2,6 +2,8 @@
 //! `LazyTensor`: an MLX array that may not be computed yet.
 
 use super::dlpack;
+use crate::runtime::Argument;
+use crate::runtime::host::HostTensor;
 use crate::runtime::tensor::Tensor;
 use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::prelude::*;
@@ -12,6 +14,51 @@ use pyo3::types::PyTuple;
 #[pyclass(frozen, module = "vllm_metal._core")]
 pub struct LazyTensor {
     pub tensor: Tensor,
+}
+
+/// Token ids of which some are sampled by the step before, which may be in flight.
+#[pyclass(frozen, module = "vllm_metal._core")]
+pub struct SampledIds {
+    known: HostTensor,
+    tokens: Py<LazyTensor>,
+    vocab_size: i64,
+    places: Vec<(usize, usize)>,
+}
+
+impl SampledIds {
+    /// As an input of a step.
+    pub fn argument(&self) -> Argument<'_> {
+        Argument::Sampled {
+            known: self.known.clone(),
+            tokens: &self.tokens.get().tensor,
+            vocab_size: self.vocab_size,
+            places: self.places.clone(),
+        }
+    }
+}
+
+#[pymethods]
+impl SampledIds {
+    /// `known` with, for each pair of `places`, the sampled token of the second index at the first one;
+    /// `tokens` and `vocab_size` are as `Model.sample` gave them.
+    #[new]
+    fn new(
+        known: &Bound<'_, PyAny>,
+        tokens: Py<LazyTensor>,
+        vocab_size: i64,
+        places: Vec<(usize, usize)>,
+    ) -> PyResult<SampledIds> {
+        Ok(SampledIds {
+            known: HostTensor::from(&dlpack::import(known)?),
+            tokens,
+            vocab_size,
+            places,
+        })
+    }
+
+    fn __len__(&self) -> usize {
+        self.known.shape.first().map_or(0, |size| *size as usize)
+    }
 }
 
 /// `kDLCPU`, device 0.
@@ -41,6 +88,12 @@ impl LazyTensor {
     /// The first rows, still lazy. Raises ValueError where there are fewer.
     fn head(&self, py: Python<'_>, count: usize) -> PyResult<LazyTensor> {
         let tensor = py.detach(|| self.tensor.head(count))?;
+        Ok(LazyTensor { tensor })
+    }
+
+    /// Index of the largest element of each row of a matrix, the first of equals: int32, still lazy.
+    fn argmax(&self, py: Python<'_>) -> PyResult<LazyTensor> {
+        let tensor = py.detach(|| self.tensor.argmax())?;
         Ok(LazyTensor { tensor })
     }
 

@@ -18,8 +18,21 @@ pub enum Input {
     Foreign(Imported),
     /// Built before, perhaps not evaluated.
     Array(Array),
+    /// Token ids of which some are being sampled.
+    Sampled(Sampled),
     /// The value of the symbol of that name.
     Size(i64),
+}
+
+/// Token ids, some of which the last step is still sampling.
+pub struct Sampled {
+    /// All, where those are anything.
+    pub known: HostTensor,
+    /// int32[num_sampled], each below `vocab_size`.
+    pub tokens: Array,
+    pub vocab_size: i64,
+    /// Pairs of a place in `known` and the index of the token that belongs there.
+    pub places: Vec<(usize, usize)>,
 }
 
 /// Inputs ready to run with.
@@ -63,6 +76,7 @@ pub fn bind(
             let checked = match &input {
                 Input::Host(tensor) => check_bound(tensor, *bound),
                 Input::Foreign(tensor) => check_bound(&HostTensor::from(tensor), *bound),
+                Input::Sampled(sampled) => sampled.check_bound(*bound),
                 Input::Array(_) | Input::Size(_) => Ok(()),
             };
             checked.map_err(|reason| wrong(format!("input {name:?}: {reason}")))?;
@@ -130,13 +144,61 @@ fn to_array(mlx: &Mlx, input: Input, expected: DType) -> Result<Option<Array>> {
         Input::Host(tensor) => tensor.to_array()?,
         Input::Foreign(tensor) => weights::borrow(mlx, tensor)?,
         Input::Array(array) => array,
+        Input::Sampled(sampled) => mlx.ensure(sampled.to_array(mlx)?, expected)?,
         Input::Size(_) => return Ok(None),
     };
     Ok(Some(array))
 }
 
+impl Sampled {
+    fn to_array(&self, mlx: &Mlx) -> Result<Array> {
+        let ids = self.known.integers_32()?;
+        let num_sampled = self.tokens.size();
+        let wrong = self
+            .places
+            .iter()
+            .find(|(place, token)| *place >= ids.len() || *token >= num_sampled);
+        if let Some((place, token)) = wrong {
+            let reason = format!(
+                "sampled token {token} of {num_sampled} at place {place} of {}",
+                ids.len()
+            );
+            return Err(Error::Tensor(reason));
+        }
+        let unchanged = |(index, place): (usize, &(usize, usize))| *place == (index, index);
+        let in_order = self.places.iter().enumerate().all(unchanged);
+        if in_order && self.places.len() == ids.len() && num_sampled == ids.len() {
+            return Ok(self.tokens.clone());
+        }
+        // One of the sampled tokens is one of the known ones, further on.
+        let mut rows: Vec<i32> = (0..ids.len() as i32).collect();
+        for (place, token) in &self.places {
+            rows[*place] = (ids.len() + token) as i32;
+        }
+        let known = mlx::int_array(&ids, &[ids.len() as i32])?;
+        let all = mlx.concatenate(&[&known, &self.tokens], 0)?;
+        Ok(mlx.take(&all, &mlx::int_array(&rows, &[ids.len() as i32])?, 0)?)
+    }
+
+    fn check_bound(&self, bound: i64) -> std::result::Result<(), String> {
+        let mut values = self.known.integers().map_err(|error| error.to_string())?;
+        for (place, _) in &self.places {
+            if let Some(value) = values.get_mut(*place) {
+                *value = self.vocab_size - 1;
+            }
+        }
+        check_values(&values, bound)
+    }
+}
+
 fn check_bound(tensor: &HostTensor, bound: i64) -> std::result::Result<(), String> {
-    let values = tensor.integers().map_err(|error| error.to_string())?;
+    check_values(
+        &tensor.integers().map_err(|error| error.to_string())?,
+        bound,
+    )
+}
+
+fn check_values(values: &[i64], bound: i64) -> std::result::Result<(), String> {
     match values.iter().position(|value| !(0..bound).contains(value)) {
         None => Ok(()),
         Some(index) => Err(format!(

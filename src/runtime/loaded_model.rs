@@ -5,7 +5,7 @@ use super::attention::Metadata;
 use super::dlpack::Imported;
 use super::error::{Error, Result};
 use super::host::HostTensor;
-use super::inputs::Input;
+use super::inputs::{Input, Sampled};
 use super::kv_cache::CacheSpec;
 use super::mlx::Array;
 use super::model::{Head, LOGITS, Model};
@@ -14,6 +14,7 @@ use super::state::{StateMetadata, StateSpec};
 use super::step::StepMetadata;
 use super::tensor::{self, Exported, Tensor};
 use super::weights::LoadReport;
+use lowering::ir::DType;
 use std::sync::Arc;
 
 /// A model in a [`super::Runtime`]. Dropping it frees the model.
@@ -32,6 +33,17 @@ pub enum Argument<'a> {
     Foreign(Imported),
     /// Built before, perhaps not evaluated.
     Tensor(&'a Tensor),
+    /// Token ids of which some are the last step's; see [`Sampled`].
+    Sampled {
+        /// All ids, where those of `places` are anything.
+        known: HostTensor,
+        /// The last step's, int32.
+        tokens: &'a Tensor,
+        /// What these are below.
+        vocab_size: i64,
+        /// Pairs of a place in `known` and the index of the token that belongs there.
+        places: Vec<(usize, usize)>,
+    },
     /// The value of the symbol of that name.
     Size(i64),
 }
@@ -112,6 +124,61 @@ impl LoadedModel {
             let logits = tensor::export_evaluated(&state.mlx, &owner, logits)?;
             Ok((handles(state, &owner, outputs)?, logits))
         })
+    }
+
+    /// Runs the graph `backbone` and takes the most likely token of rows of its result, of all without
+    /// `rows`: int32[num_rows], and the number of tokens that it is one of. With `ahead` they are
+    /// being computed when this returns, and so is a step before this one where it takes its tokens
+    /// ([`Argument::Sampled`]).
+    ///
+    /// # Errors
+    /// As [`LoadedModel::step`].
+    pub fn sample(
+        &self,
+        inputs: Vec<(String, Argument)>,
+        attention: Vec<LayerMetadata>,
+        rows: Option<Vec<i64>>,
+        ahead: bool,
+    ) -> Result<(Vec<Tensor>, Tensor, i64)> {
+        const GRAPH: &str = "backbone";
+        let inputs = sent(inputs);
+        let owner = self.owner.clone();
+        let head = rows.map_or(Head::All, Head::Rows);
+        let sampled = self.with(move |model, state| {
+            let mut outputs = run(model, state, &owner, GRAPH, inputs, attention, head)?;
+            let logits = outputs.pop().ok_or(Error::Closed)?;
+            let vocab_size = logits.shape().last().copied().map_or(0, i64::from);
+            let tokens = state.mlx.argmax(&logits, -1, false)?;
+            let tokens = state.mlx.cast(&tokens, DType::Int32)?;
+            if !ahead {
+                let computed = [&tokens].into_iter().chain(model.dirty_arrays());
+                state.mlx.eval(computed)?;
+                model.mark_evaluated();
+            }
+            let tokens = Tensor::new(state, &owner, tokens)?;
+            Ok((handles(state, &owner, outputs)?, tokens, vocab_size))
+        })?;
+        if ahead {
+            self.submit(&sampled.1);
+        }
+        Ok(sampled)
+    }
+
+    /// Has the thread submit a step, some time. Where that fails, who waits for the tokens meets the
+    /// same error.
+    fn submit(&self, tokens: &Tensor) {
+        let (id, tokens) = (self.id, tokens.id());
+        self.owner.post(move |state| {
+            let (Some(model), Some(tokens)) =
+                (state.models.get_mut(&id), state.tensors.get(&tokens))
+            else {
+                return;
+            };
+            let arrays = [tokens].into_iter().chain(model.dirty_arrays());
+            if state.mlx.submit(arrays).is_ok() {
+                model.mark_submitted();
+            }
+        });
     }
 
     /// Runs the graph `logits` on rows of `hidden`, continuing its lazy graph.
@@ -196,7 +263,10 @@ fn run(
     attention: Vec<LayerMetadata>,
     head: Head,
 ) -> Result<Vec<Array>> {
-    if model.is_dirty() {
+    let is_continued = inputs
+        .iter()
+        .any(|(_, sent)| matches!(sent, Sent::Sampled { .. }));
+    if model.is_dirty() || (model.is_in_flight() && !is_continued) {
         settle(model, state)?;
     }
     let inputs = inputs
@@ -210,7 +280,7 @@ fn run(
 /// Evaluates a model's caches with everything lazy, which may read them.
 fn settle(model: &mut Model, state: &mut State) -> Result<()> {
     let arrays: Vec<Array> = state.tensors.values().cloned().collect();
-    state.mlx.eval(arrays.iter().chain(model.dirty_arrays()))?;
+    state.mlx.eval(arrays.iter().chain(model.cache_arrays()))?;
     model.mark_evaluated();
     Ok(())
 }
@@ -254,6 +324,12 @@ enum Sent {
     Host(HostTensor),
     Foreign(Imported),
     Tensor(u64),
+    Sampled {
+        known: HostTensor,
+        tokens: u64,
+        vocab_size: i64,
+        places: Vec<(usize, usize)>,
+    },
     Size(i64),
 }
 
@@ -263,6 +339,17 @@ impl Sent {
             Argument::Host(tensor) => Sent::Host(tensor),
             Argument::Foreign(tensor) => Sent::Foreign(tensor),
             Argument::Tensor(tensor) => Sent::Tensor(tensor.id()),
+            Argument::Sampled {
+                known,
+                tokens,
+                vocab_size,
+                places,
+            } => Sent::Sampled {
+                known,
+                tokens: tokens.id(),
+                vocab_size,
+                places,
+            },
             Argument::Size(size) => Sent::Size(size),
         }
     }
@@ -272,6 +359,17 @@ impl Sent {
             Sent::Host(tensor) => Ok(Input::Host(tensor)),
             Sent::Foreign(tensor) => Ok(Input::Foreign(tensor)),
             Sent::Size(size) => Ok(Input::Size(size)),
+            Sent::Sampled {
+                known,
+                tokens,
+                vocab_size,
+                places,
+            } => Ok(Input::Sampled(Sampled {
+                known,
+                tokens: tensor::find(state, tokens)?.clone(),
+                vocab_size,
+                places,
+            })),
             Sent::Tensor(id) => Ok(Input::Array(tensor::find(state, id)?.clone())),
         }
     }

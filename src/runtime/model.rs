@@ -155,7 +155,7 @@ impl Model {
 
     /// Builds one run of a graph, lazily, and with `head` that of the graph [`LOGITS`] on its result.
     /// Everything that indexes memory is checked first; where a check or the building fails, the
-    /// caches stay as they were.
+    /// caches stay as they were. Where a step is in flight, an input is a result of it.
     ///
     /// Results are those of the graph, then those of the head.
     pub fn run(
@@ -195,6 +195,9 @@ impl Model {
             metadata.check_states(all, used, states, bound.num_tokens)?;
         }
         let used = [&prepared.layers[..], &prepared.state_layers[..]];
+        if caches.in_flight {
+            caches.share(mlx)?;
+        }
         let operands = Operands::new(mlx, all, used, caches, metadata, bound.num_tokens)?;
         let parts = Parts {
             mlx,
@@ -226,6 +229,27 @@ impl Model {
     /// Whether a cache holds a step that is not evaluated.
     pub fn is_dirty(&self) -> bool {
         self.caches.dirty
+    }
+
+    /// Whether a step that was submitted may still use the caches.
+    pub fn is_in_flight(&self) -> bool {
+        self.caches.in_flight
+    }
+
+    /// The step that the caches hold was submitted.
+    pub fn mark_submitted(&mut self) {
+        self.caches.dirty = false;
+        self.caches.in_flight = true;
+    }
+
+    /// Nothing uses the caches.
+    pub fn mark_landed(&mut self) {
+        self.caches.in_flight = false;
+    }
+
+    /// All cache arrays.
+    pub fn cache_arrays(&self) -> impl Iterator<Item = &Array> {
+        self.caches.arrays()
     }
 
     /// Cache arrays that hold a step that is not evaluated.

@@ -45,6 +45,10 @@ impl State {
         for model in self.models.values() {
             all.extend(model.dirty_arrays());
         }
+        if let [array] = all[..] {
+            // It may be of a step that another one follows already.
+            return Ok(self.mlx.wait(array)?);
+        }
         self.mlx.eval(all)?;
         for model in self.models.values_mut() {
             model.mark_evaluated();

@@ -44,6 +44,8 @@ pub struct Caches {
     pub state: Option<StateCaches>,
     /// Whether an array was replaced by one that is not evaluated.
     pub dirty: bool,
+    /// Whether a step that was submitted may still use the arrays.
+    pub in_flight: bool,
 }
 
 impl Caches {
@@ -69,6 +71,18 @@ impl Caches {
                 self.dirty = true;
             }
         }
+    }
+
+    /// Lets the next step write into arrays that the one in flight holds. It must take a result of that
+    /// one, so that all its writes come after all reads.
+    pub fn share(&mut self, mlx: &Mlx) -> Result<()> {
+        let shared: Vec<Array> = self
+            .arrays()
+            .map(|array| mlx.shared(array))
+            .collect::<mlx::MlxResult<_>>()?;
+        self.replace(shared.into_iter().map(Some));
+        self.in_flight = false;
+        Ok(())
     }
 
     /// Dtype of an attention layer's cache.

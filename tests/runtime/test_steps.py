@@ -15,8 +15,10 @@ NUM_BLOCKS = 72
 MAX_POSITIONS = 128
 
 
-def decode(lowered: Lowered, lengths: list[int], ids: torch.Tensor) -> torch.Tensor:
-    """Logits of the next token of requests of so many tokens, that included, in one call."""
+def decode_inputs(
+    lowered: Lowered, lengths: list[int], ids: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inputs and metadata of a step of one token of requests of so many tokens, that included."""
     blocks = NUM_BLOCKS // len(lengths)
     table = torch.arange(len(lengths) * blocks, dtype=torch.int32).view(len(lengths), blocks)
     positions = torch.tensor(lengths) - 1
@@ -30,7 +32,12 @@ def decode(lowered: Lowered, lengths: list[int], ids: torch.Tensor) -> torch.Ten
     )
     # The tiny models' rotations know few positions.
     inputs = {"input_ids": ids, "positions": positions % MAX_POSITIONS}
-    attention = dict.fromkeys(lowered.plan.layers, metadata)
+    return inputs, dict.fromkeys(lowered.plan.layers, metadata)
+
+
+def decode(lowered: Lowered, lengths: list[int], ids: torch.Tensor) -> torch.Tensor:
+    """Logits of the next token, in one call."""
+    inputs, attention = decode_inputs(lowered, lengths, ids)
     rows = torch.arange(len(lengths))
     _, logits = lowered.model.step_with_logits(inputs, attention, rows)
     return torch.utils.dlpack.from_dlpack(logits)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 from vllm import LLM, SamplingParams
+from vllm.v1.metrics.reader import Counter
 
 from serving.checkpoints import VOCAB_SIZE
 
@@ -14,6 +15,15 @@ TOLERANCE = 1e-4
 
 LENGTHS = (1, 2, 7, 16, 17, 33, 64, 100)
 NUM_TOKENS = 16
+
+
+def counter(llm: LLM, name: str) -> int:
+    """What vLLM counted since the engine began."""
+    return sum(
+        metric.value
+        for metric in llm.get_metrics()
+        if isinstance(metric, Counter) and metric.name == name
+    )
 
 
 def prompts(seed: int = 0) -> list[list[int]]:

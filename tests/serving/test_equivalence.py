@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 from vllm import LLM, SamplingParams
-from vllm.v1.metrics.reader import Counter
 
 from serving.checkpoints import MODELS, WITH_SLIDING_WINDOW
 from serving.comparison import (
@@ -16,18 +15,11 @@ from serving.comparison import (
     Answer,
     ask,
     assert_same,
+    counter,
     largest_difference,
     prompts,
     reference_logprobs,
 )
-
-
-def counter(llm: LLM, name: str) -> int:
-    return sum(
-        metric.value
-        for metric in llm.get_metrics()
-        if isinstance(metric, Counter) and metric.name == name
-    )
 
 
 @pytest.fixture(scope="module", params=MODELS)

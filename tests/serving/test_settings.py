@@ -54,10 +54,9 @@ def test_a_bad_value_names_variable_and_expectation(name, text, expected, monkey
 def test_what_is_turned_off(vllm_config):
     from vllm.config import CompilationMode, CUDAGraphMode
 
-    config = vllm_config(async_scheduling=True, compilation_config={"mode": 3})
+    config = vllm_config(compilation_config={"mode": 3})
     assert config.compilation_config.mode == CompilationMode.NONE
     assert config.compilation_config.cudagraph_mode == CUDAGraphMode.NONE
-    assert not config.scheduler_config.async_scheduling
     assert not config.use_v2_model_runner
     assert config.parallel_config.worker_cls == "vllm_metal.worker.MetalWorker"
     assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"

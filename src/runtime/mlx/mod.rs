@@ -13,6 +13,7 @@ mod index;
 mod metal_kernel;
 mod ops;
 mod recording;
+mod shared;
 mod stream;
 mod tape;
 

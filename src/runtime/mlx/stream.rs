@@ -173,6 +173,21 @@ impl Mlx {
         check(unsafe { mlx_sys::mlx_eval(vector.0) })
     }
 
+    /// Has the arrays computed, and goes on; see [`Mlx::wait`].
+    pub fn submit<'a>(&self, arrays: impl IntoIterator<Item = &'a Array>) -> MlxResult<()> {
+        let vector = Vector::new(arrays);
+        // SAFETY: the vector lives during the call.
+        check(unsafe { mlx_sys::mlx_async_eval(vector.0) })
+    }
+
+    /// Waits for an array, and not for what was submitted after it; computes it first where nobody
+    /// did.
+    pub fn wait(&self, array: &Array) -> MlxResult<()> {
+        self.evaluations.set(self.evaluations.get() + 1);
+        // SAFETY: a live array.
+        check(unsafe { mlx_sys::mlx_array_eval(array.as_ptr()) })
+    }
+
     /// Waits for everything submitted to the stream.
     pub fn synchronize(&self) -> MlxResult<()> {
         // SAFETY: the stream lives as long as `self`.
