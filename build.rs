@@ -7,7 +7,11 @@
 use std::env;
 
 /// What the crate needs of MLX's C++ interface.
-const SOURCES: [&str; 2] = ["src/runtime/mlx/shared.cpp", "src/runtime/mlx/tape.cpp"];
+const SOURCES: [&str; 3] = [
+    "src/runtime/mlx/adjacent.cpp",
+    "src/runtime/mlx/shared.cpp",
+    "src/runtime/mlx/tape.cpp",
+];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

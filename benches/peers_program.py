@@ -28,7 +28,7 @@ from mlx_lm.utils import load_model
 
 ROOT = Path(__file__).parents[1]
 DEMO_MODEL = ROOT / "python/vllm_metal/demo_model"
-FIGURES = {"prefill": "ms", "decode": "ms a token", "peak": "GB"}
+FIGURES = {"prefill": "ms", "decode": "ms a step", "peak": "GB"}
 
 
 def write_random(directory: Path, dtype: str) -> None:
@@ -61,7 +61,8 @@ def make_plan(checkpoint: Path, directory: str) -> Path:
 def ours(options: argparse.Namespace, prompt: str) -> dict[str, Any]:
     command = [options.program, "--plan", options.plan, "--weights", options.checkpoint, "--json"]
     command += ["--device", options.device, "--prompt", prompt]
-    command += ["--max-tokens", str(options.tokens), "--runs", "2"]  # the first one compiles
+    command += ["--max-tokens", str(options.tokens), "--batch", str(options.batch)]
+    command += ["--runs", "2"]  # the first one compiles
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode != 0:
         raise SystemExit(f"{options.program}: {run.stderr}")
@@ -76,21 +77,22 @@ def ours(options: argparse.Namespace, prompt: str) -> dict[str, Any]:
     }
 
 
-def theirs(model: Any, prompt: list[int], count: int) -> dict[str, Any]:
-    """As mlx-lm's own loop: each step is built while the one before it runs."""
+def theirs(model: Any, prompt: list[int], count: int, batch: int) -> dict[str, Any]:
+    """As mlx-lm's own loop (`generate_step`): a step is begun before the last one is waited for."""
     mx.clear_cache()
     mx.reset_peak_memory()
     cache = make_prompt_cache(model)
     start = time.perf_counter()
-    token = model(mx.array([prompt]), cache=cache)[:, -1].argmax(-1)
-    tokens = [token.item()]
+    token = model(mx.array([prompt] * batch), cache=cache)[:, -1].argmax(-1)
+    tokens = [token[0].item()]
     middle = time.perf_counter()
-    for _ in range(count - 1):
-        following = model(token[:, None], cache=cache)[:, -1].argmax(-1)
-        mx.async_eval(following)
-        tokens.append(following)
+    for step in range(count):
+        if step + 1 < count:
+            following = model(token[:, None], cache=cache)[:, -1].argmax(-1)
+            mx.async_eval(following)
+        if step > 0:
+            tokens.append(token[0].item())
         token = following
-    tokens[1:] = [token.item() for token in tokens[1:]]
     end = time.perf_counter()
     return {
         "tokens": tokens,
@@ -113,6 +115,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=1, help="texts at once, of one prompt")
     parser.add_argument("--words", type=int, default=128, help="of the prompt")
     options = parser.parse_args()
     mx.set_default_device(mx.gpu if options.device == "gpu" else mx.cpu)
@@ -130,13 +133,16 @@ def compare(options: argparse.Namespace) -> None:
     pairs = []
     for _ in range(options.pairs + 1):  # the first is mlx-lm's to compile
         mine = ours(options, prompt)
-        pairs.append((mine, theirs(model, mine["prompt"], len(mine["tokens"]))))
+        pairs.append((mine, theirs(model, mine["prompt"], len(mine["tokens"]), options.batch)))
     mine, other = pairs[0]
     same = next(
         (i for i, (a, b) in enumerate(zip(mine["tokens"], other["tokens"], strict=True)) if a != b),
         len(mine["tokens"]),
     )
-    print(f"prompt of {len(mine['prompt'])} tokens, {len(mine['tokens'])} more, {options.device}")
+    print(
+        f"prompt of {len(mine['prompt'])} tokens, {len(mine['tokens'])} more, "
+        f"batch {options.batch}, {options.device}"
+    )
     print(f"greedy tokens: the first {same} of {len(mine['tokens'])} are the same")
     for name, unit in FIGURES.items():
         mine_values, other_values = ([pair[side][name] for pair in pairs[1:]] for side in (0, 1))

@@ -7,8 +7,8 @@ use crate::runtime::host::HostTensor;
 use crate::runtime::tensor::Tensor;
 use crate::runtime::weights::{Checkpoint, LoadReport, Recipe, Source, required};
 use crate::runtime::{
-    Argument, CacheSpec, KEPT_SHAPES, LoadedModel, Metadata, Pages, Requests, Runtime,
-    StateMetadata, StateSpec,
+    Argument, CacheSpec, KEPT_SHAPES, LayerMetadata, LoadedModel, Metadata, Pages, Requests,
+    Runtime, StateMetadata, StateSpec,
 };
 use lowering::ir::{DType, Dim};
 use lowering::plan::{Binding, Plan};
@@ -20,8 +20,14 @@ use std::sync::Arc;
 /// Tokens in a block of the KV cache.
 const BLOCK_SIZE: usize = 16;
 
-/// Tokens of a prompt that one step computes.
+/// Tokens that one step computes.
 const MAX_STEP: usize = 2048;
+
+/// The graph of a step.
+const BACKBONE: &str = "backbone";
+
+/// Its input besides token ids.
+const POSITIONS: &str = "positions";
 
 /// What a plan file says about its model.
 #[derive(Clone, Debug, Deserialize)]
@@ -38,12 +44,37 @@ pub struct Facts {
     pub islands: Vec<String>,
 }
 
+/// A step's inputs by name.
+type Inputs<'a> = Vec<(String, Argument<'a>)>;
+
 /// A model that generates.
 pub struct Generator {
     plan: Plan,
     model: LoadedModel,
     /// What the plan file says.
     pub facts: Facts,
+    /// Texts that are generated at once, all of one prompt.
+    batch: usize,
+    /// Blocks of the KV cache that each of them has.
+    num_blocks: usize,
+}
+
+/// The most likely next tokens of all texts, which may still be computed.
+pub struct Next {
+    tokens: Tensor,
+    vocab_size: i64,
+}
+
+impl Next {
+    /// Waits for them; gives the first text's.
+    ///
+    /// # Errors
+    /// MLX fails.
+    pub fn token(&self) -> Result<i64> {
+        let ids = self.tokens.to_host()?.integers()?;
+        let id = ids.first().copied();
+        id.ok_or_else(|| Error::Internal("a token of no text".to_owned()))
+    }
 }
 
 /// Why a text ended.
@@ -100,6 +131,8 @@ impl Generator {
             plan: loaded,
             model,
             facts,
+            batch: 1,
+            num_blocks: 0,
         })
     }
 
@@ -108,13 +141,15 @@ impl Generator {
         self.model.report
     }
 
-    /// Allocates KV caches for that many tokens of one text; returns their bytes.
+    /// Allocates KV caches for `batch` texts of that many tokens; returns their bytes.
     ///
     /// # Errors
     /// They do not fit in memory.
-    pub fn allocate(&self, num_tokens: usize) -> Result<usize> {
+    pub fn allocate(&mut self, num_tokens: usize, batch: usize) -> Result<usize> {
+        self.batch = batch.max(1);
+        self.num_blocks = num_tokens.div_ceil(BLOCK_SIZE).max(1);
         let pages = Pages {
-            num_blocks: num_tokens.div_ceil(BLOCK_SIZE).max(1),
+            num_blocks: self.batch * self.num_blocks,
             block_size: BLOCK_SIZE,
         };
         // A layer that shares another's keys and values has no cache of its own.
@@ -130,39 +165,54 @@ impl Generator {
         });
         let states = self.plan.state_layers.iter().map(|layer| StateSpec {
             layers: vec![layer.name.clone()],
-            num_slots: 1,
+            num_slots: self.batch,
             dtypes: vec![DType::Float32; layer.states.len()],
         });
         self.model
             .allocate_kv_cache(specs.collect(), states.collect())
     }
 
-    /// Computes a prompt, all of it, and gives the most likely next token. [`Generator::allocate`]
-    /// must have reserved what follows.
+    /// Computes a prompt, all of it, up to the most likely next token. [`Generator::allocate`] must have
+    /// reserved what follows.
     ///
     /// # Errors
     /// The prompt is empty, or has an id that the model does not know.
-    pub fn prefill(&self, prompt: &[i64]) -> Result<i64> {
-        let mut next = None;
-        for start in (0..prompt.len()).step_by(MAX_STEP) {
-            let end = (start + MAX_STEP).min(prompt.len());
-            let hidden = self.step(&prompt[start..end], start)?;
-            next = Some((hidden, end - start - 1));
+    pub fn prefill(&self, prompt: &[i64]) -> Result<Next> {
+        let chunk = (MAX_STEP / self.batch).max(1);
+        let last = prompt.len().saturating_sub(1) / chunk * chunk;
+        for start in (0..last).step_by(chunk) {
+            let (inputs, attention) = self.step(&prompt[start..start + chunk], start)?;
+            self.model.run(BACKBONE, inputs, attention)?;
         }
-        let (hidden, row) = next.ok_or_else(|| Error::Inputs {
-            graph: "backbone".to_owned(),
-            reason: "the prompt has no token".to_owned(),
-        })?;
-        self.greedy(&hidden, row)
+        if prompt.is_empty() {
+            return Err(Error::Inputs {
+                graph: BACKBONE.to_owned(),
+                reason: "the prompt has no token".to_owned(),
+            });
+        }
+        let (inputs, attention) = self.step(&prompt[last..], last)?;
+        self.sample(inputs, attention, prompt.len() - last)
     }
 
-    /// Computes one more token at that position and gives the most likely next one.
+    /// Begins to compute one more token at that position, up to the most likely next one. The token
+    /// itself may still be computed.
     ///
     /// # Errors
     /// The position lies beyond the caches.
-    pub fn decode(&self, token: i64, position: usize) -> Result<i64> {
-        let hidden = self.step(&[token], position)?;
-        self.greedy(&hidden, 0)
+    pub fn decode(&self, token: &Next, position: usize) -> Result<Next> {
+        let (mut inputs, attention) = self.step(&[0], position)?;
+        let ids = inputs.iter_mut().filter(|(name, _)| name != POSITIONS);
+        for (_, argument) in ids {
+            if let Argument::Host(known) = argument {
+                *argument = Argument::Sampled {
+                    known: known.clone(),
+                    tokens: &token.tokens,
+                    vocab_size: token.vocab_size,
+                    places: (0..self.batch).map(|text| (text, text)).collect(),
+                };
+            }
+        }
+        self.sample(inputs, attention, 1)
     }
 
     /// Whether a token ends the text.
@@ -170,27 +220,34 @@ impl Generator {
         self.facts.eos_token_ids.contains(&token)
     }
 
-    /// Hidden states of tokens that follow `start` others, lazily.
-    fn step(&self, tokens: &[i64], start: usize) -> Result<Tensor> {
+    /// Inputs of a step of tokens that follow `start` others in each text.
+    fn step(&self, tokens: &[i64], start: usize) -> Result<(Inputs<'_>, Vec<LayerMetadata>)> {
         let end = start + tokens.len();
-        let blocks = end.div_ceil(BLOCK_SIZE);
+        let (batch, count) = (self.batch, tokens.len() as i32);
+        let query_start_loc: Vec<i32> = (0..=batch as i32).map(|text| text * count).collect();
+        let size = self.num_blocks * BLOCK_SIZE;
+        let slots = (0..batch).flat_map(|text| text * size + start..text * size + end);
         let metadata = Arc::new(Metadata {
-            block_table: (0..blocks as i32).collect(),
-            max_blocks: blocks,
-            slot_mapping: (start as i64..end as i64).collect(),
-            query_start_loc: vec![0, tokens.len() as i32],
-            seq_lens: vec![end as i32],
-            num_actual_tokens: tokens.len(),
-            causal: vec![true],
+            block_table: (0..(batch * self.num_blocks) as i32).collect(),
+            max_blocks: self.num_blocks,
+            slot_mapping: slots.map(|slot| slot as i64).collect(),
+            query_start_loc: query_start_loc.clone(),
+            seq_lens: vec![end as i32; batch],
+            num_actual_tokens: batch * tokens.len(),
+            causal: vec![true; batch],
             spans: Vec::new(),
         });
         let names = self.plan.layers.iter().map(|layer| layer.name.clone());
         let state_names = self.plan.state_layers.iter();
         let state_names = state_names.map(|layer| layer.name.clone());
+        let slots = 0..batch as i32;
         let states = Arc::new(StateMetadata {
-            query_start_loc: vec![0, tokens.len() as i32],
-            read_slots: vec![if start == 0 { -1 } else { 0 }],
-            write_slots: vec![0],
+            query_start_loc,
+            read_slots: slots
+                .clone()
+                .map(|slot| if start == 0 { -1 } else { slot })
+                .collect(),
+            write_slots: slots.collect(),
         });
         let attention = vec![
             (names.collect(), Requests::Attention(metadata)),
@@ -198,24 +255,30 @@ impl Generator {
         ];
         let graph = self
             .plan
-            .graph("backbone")
+            .graph(BACKBONE)
             .ok_or_else(|| Error::Internal("a plan without a backbone was loaded".to_owned()))?;
         let inputs = graph.inputs.iter().map(|input| {
-            let values = match input.name.as_str() {
-                "positions" => (start as i64..end as i64).collect(),
+            let values: Vec<i64> = match input.name.as_str() {
+                POSITIONS => (start as i64..end as i64).collect(),
                 _ => tokens.to_vec(),
             };
+            let values = values.repeat(batch);
             (input.name.clone(), Argument::Host(rows(input, &values)))
         });
-        let outputs = self.model.run("backbone", inputs.collect(), attention)?;
-        one(outputs)
+        Ok((inputs.collect(), attention))
     }
 
-    fn greedy(&self, hidden: &Tensor, row: usize) -> Result<i64> {
-        let logits = one(self.model.logits(hidden, Some(vec![row as i64]))?)?;
-        let ids = logits.argmax()?.to_host()?.integers()?;
-        let id = ids.first().copied();
-        id.ok_or_else(|| Error::Internal("logits of no row".to_owned()))
+    /// Tokens after the last of `count` of each text.
+    fn sample(
+        &self,
+        inputs: Inputs<'_>,
+        attention: Vec<LayerMetadata>,
+        count: usize,
+    ) -> Result<Next> {
+        let rows = (1..=self.batch).map(|text| (text * count - 1) as i64);
+        let rows = Some(rows.collect());
+        let (_, tokens, vocab_size) = self.model.sample(inputs, attention, rows, true)?;
+        Ok(Next { tokens, vocab_size })
     }
 }
 
@@ -238,16 +301,6 @@ fn rows(input: &Binding, values: &[i64]) -> HostTensor {
     }
 }
 
-fn one(tensors: Vec<Tensor>) -> Result<Tensor> {
-    let mut tensors = tensors.into_iter();
-    match (tensors.next(), tensors.next()) {
-        (Some(tensor), None) => Ok(tensor),
-        _ => Err(Error::Unsupported(
-            "the model has several results, and a text generator has one".to_owned(),
-        )),
-    }
-}
-
 /// Whether the plan is one of a text generator.
 fn check(plan: &Plan, facts: &Facts) -> std::result::Result<(), String> {
     if !facts.islands.is_empty() {
@@ -257,11 +310,11 @@ fn check(plan: &Plan, facts: &Facts) -> std::result::Result<(), String> {
             facts.islands.join(", ")
         ));
     }
-    let backbone = plan.graph("backbone");
+    let backbone = plan.graph(BACKBONE);
     if backbone.is_none() || plan.graph("logits").is_none() {
         return Err(format!("{} does not generate text", plan.architecture));
     }
-    let known = ["input_ids", "positions"];
+    let known = ["input_ids", POSITIONS];
     for input in backbone.into_iter().flat_map(|graph| &graph.inputs) {
         if !known.contains(&input.name.as_str()) {
             return Err(format!(

@@ -96,9 +96,7 @@ impl Tensor {
         self.owner.call(move |state| {
             let array = find(state, id)?.clone();
             state.evaluate([&array])?;
-            let array = state.mlx.contiguous(&array)?;
-            state.mlx.eval([&array])?;
-            copy_out(&array)
+            copy_out(&row_major(&state.mlx, array)?)
         })
     }
 
@@ -207,13 +205,7 @@ pub fn export(state: &mut State, owner: &Arc<Owner>, array: Array) -> Result<Exp
 
 /// Finds the memory of an evaluated array; one that is not row-major is copied.
 pub fn export_evaluated(mlx: &Mlx, owner: &Arc<Owner>, array: Array) -> Result<Exported> {
-    let array = if mlx::is_contiguous(&array)? {
-        array
-    } else {
-        let array = mlx.contiguous(&array)?;
-        mlx.eval([&array])?;
-        array
-    };
+    let array = row_major(mlx, array)?;
     let dtype = mlx::dtype(&array)
         .ok_or_else(|| Error::Tensor("an element type without a PyTorch name".to_owned()))?;
     Ok(Exported {
@@ -223,6 +215,16 @@ pub fn export_evaluated(mlx: &Mlx, owner: &Arc<Owner>, array: Array) -> Result<E
         array: Some(array),
         owner: owner.clone(),
     })
+}
+
+/// An evaluated array, or a copy of it where it is not row-major.
+fn row_major(mlx: &Mlx, array: Array) -> Result<Array> {
+    if mlx::is_contiguous(&array)? {
+        return Ok(array);
+    }
+    let array = mlx.contiguous(&array)?;
+    mlx.eval([&array])?;
+    Ok(array)
 }
 
 /// A copy of an evaluated, row-major array.

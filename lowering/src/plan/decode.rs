@@ -3,9 +3,9 @@
 
 use super::cache_work::{AttentionWork, attention, key_selection};
 use super::paged::PAGED_DECODE;
-use super::work::{Work, one_launch, rope_table, work};
+use super::work::{Work, one_launch, rope_table, rotation, work};
 use super::{AttentionLayer, GraphPlan, PlanReport, Region, Register, Slot, Step};
-use crate::ir::{DType, Graph, NodeId, Op, RopeStyle, TensorType};
+use crate::ir::{DType, Graph, NodeId, Op, RopeStyle, TensorType, Value};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,10 +54,45 @@ fn operand_types(region: &Graph, id: NodeId) -> Vec<&TensorType> {
 pub fn region_work(region: &Graph) -> Vec<Work> {
     nodes(region)
         .map(|id| {
-            let node = region.node(id);
-            work(&node.op, &operand_types(region, id), &node.types)
+            let (node, operands) = (region.node(id), operand_types(region, id));
+            match (&node.op, &region.operands(id)[..]) {
+                (Op::Rope { .. }, [_, _, q, k]) if are_adjacent(region, *q, *k) => {
+                    rotation(&operands)
+                }
+                _ => work(&node.op, &operands, &node.types),
+            }
         })
         .collect()
+}
+
+/// Whether queries and keys are columns of one projection that follow each other, which are rotated
+/// where they lie, also after a norm of each.
+fn are_adjacent(region: &Graph, q: Value, k: Value) -> bool {
+    let operand = |of: Value| region.operands(of.node).first().copied();
+    let columns = |heads: Value| {
+        let heads = match region.node(heads.node).op {
+            Op::RmsNorm { .. } => operand(heads)?,
+            _ => heads,
+        };
+        let Op::Reshape { .. } = region.node(heads.node).op else {
+            return None;
+        };
+        let part = operand(heads)?;
+        let Op::Slice {
+            axis,
+            start,
+            stop,
+            step: 1,
+            ..
+        } = region.node(part.node).op
+        else {
+            return None;
+        };
+        let whole = operand(part)?;
+        (axis + 1 == region.value_type(whole).rank()).then_some((whole, start, stop))
+    };
+    matches!((columns(q), columns(k)), (Some((of, _, stop)), Some((other, start, _)))
+        if of == other && stop == start)
 }
 
 /// Work of a region by name, where its kernels run or where they do not.

@@ -289,9 +289,20 @@ fn add_norm(rounded: bool, operands: &[&TensorType], x: &TensorType) -> Work {
     }
 }
 
-/// Two products and a sum for what is rotated as one array: queries and keys of one head size are
-/// joined first. [`rope_table`] is shared by all layers.
+/// Queries and keys of one head size are rotated as one array, and joined first. [`rope_table`] is
+/// shared by all layers.
 fn rope(operands: &[&TensorType]) -> Work {
+    let joined = match operands {
+        [_, _, q, k] if q.shape.last() == k.shape.last() => Work::default()
+            .kernel(bytes(q), bytes(q))
+            .kernel(bytes(k), bytes(k)),
+        _ => Work::default(),
+    };
+    joined + rotation(operands)
+}
+
+/// Two products and a sum for what is rotated as one array.
+pub fn rotation(operands: &[&TensorType]) -> Work {
     let [cos, _, rotated @ ..] = operands else {
         return Work::default();
     };
@@ -312,12 +323,7 @@ fn rope(operands: &[&TensorType]) -> Work {
         }
     };
     match rotated {
-        [q, k] if q.shape.last() == k.shape.last() => {
-            let joined = Work::default()
-                .kernel(bytes(q), bytes(q))
-                .kernel(bytes(k), bytes(k));
-            joined + rotate(bytes(q) + bytes(k), q.dtype)
-        }
+        [q, k] if q.shape.last() == k.shape.last() => rotate(bytes(q) + bytes(k), q.dtype),
         all => all.iter().map(|x| rotate(bytes(x), x.dtype)).sum(),
     }
 }

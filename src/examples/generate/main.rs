@@ -48,6 +48,9 @@ struct Options {
     /// runs at first use
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// Generate so many texts of the prompt at once, to see what a batch takes; the first is given
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
     /// Print loading time, tokens per second and peak memory to the standard error
     #[arg(long)]
     stats: bool,
@@ -116,9 +119,17 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         report.copied_bytes,
         report.folded_bytes
     );
-    let once = |silent| {
+    let mut once = |silent| {
         let prompt = prompt.clone();
-        generate(&generator, &runtime, &texts, prompt, silent, options, load)
+        generate(
+            &mut generator,
+            &runtime,
+            &texts,
+            prompt,
+            silent,
+            options,
+            load,
+        )
     };
     for _ in 1..options.runs {
         once(true)?;
@@ -148,7 +159,7 @@ fn start(device: Option<Place>) -> Result<Runtime, Box<dyn Error>> {
 }
 
 fn generate(
-    generator: &Generator,
+    generator: &mut Generator,
     runtime: &Runtime,
     texts: &Texts,
     prompt: Vec<i64>,
@@ -165,19 +176,25 @@ fn generate(
         .into());
     }
     let room = (options.max_tokens as usize).min(limit - prompt.len());
-    generator.allocate(prompt.len() + room)?;
+    generator.allocate(prompt.len() + room, options.batch as usize)?;
     runtime.reset_peak()?;
     let begin = Instant::now();
-    let mut token = generator.prefill(&prompt)?;
+    let mut steps = vec![generator.prefill(&prompt)?];
+    let mut token = steps[0].token()?;
     let prefill = begin.elapsed();
     let begin = Instant::now();
     let mut tokens = vec![token];
     let mut printed = 0;
     while !generator.ends(token) && tokens.len() < room {
+        // One step is begun besides the one that is waited for.
+        while steps.len() < room.min(tokens.len() + 2) {
+            let position = prompt.len() + steps.len() - 1;
+            steps.push(generator.decode(&steps[steps.len() - 1], position)?);
+        }
         if !silent {
             printed += print(&texts.decode(&tokens)?, printed)?;
         }
-        token = generator.decode(token, prompt.len() + tokens.len() - 1)?;
+        token = steps[tokens.len()].token()?;
         tokens.push(token);
     }
     let decode = begin.elapsed();

@@ -176,7 +176,7 @@ pub fn rotate_all(
         }
     };
     let axis = q.ndim() - 2;
-    let mut both = mlx.concatenate(&[q, k], axis as i32)?;
+    let mut both = mlx.join_heads(q, k)?;
     if let Some(norm) = norm {
         both = mlx.multiply(&mlx.rms_norm(&both, None, norm.eps)?, &norm.weight)?;
     }

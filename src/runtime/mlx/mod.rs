@@ -6,6 +6,7 @@
 //! over foreign memory) are not public, so operations go straight to MLX's C interface, all of them
 //! through [`Mlx::make`].
 
+mod adjacent;
 mod array;
 mod convolution;
 mod error;

@@ -4,6 +4,7 @@
 // `mx.compile` replays a graph, too: it looks each operand of each node up in a hash table that it
 // fills anew every time, which is most of its time per node. A tape numbers the operands once.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
@@ -24,21 +25,41 @@ namespace {
 // where that holds little memory besides what is held already.
 constexpr size_t max_kept_bytes = 1 << 16;
 
+struct Operand {
+  uint32_t value;
+  // Whether nobody reads the value later.
+  bool last = false;
+};
+
 struct Node {
   std::shared_ptr<mlx::core::Primitive> primitive;
-  std::vector<uint32_t> operands;
+  std::vector<Operand> operands;
   // Of each result: more than one for a primitive of several.
   std::vector<mlx::core::Shape> shapes;
   std::vector<mlx::core::Dtype> dtypes;
 };
 
+bool is_a(const array& node, const char* name) {
+  return node.has_primitive() && std::strcmp(node.primitive().name(), name) == 0;
+}
+
 bool is_view(const array& node) {
   for (auto name : {"Broadcast", "ExpandDims", "Slice", "Squeeze", "Transpose"}) {
-    if (std::strcmp(node.primitive().name(), name) == 0) {
+    if (is_a(node, name)) {
       return true;
     }
   }
   return false;
+}
+
+// What a node is made of. A shape that is given to a reshaped array is given to the array at once.
+std::vector<array> operands_of(const array& node) {
+  auto operands = node.inputs();
+  while (is_a(node, "Reshape") && is_a(operands[0], "Reshape")) {
+    array inner = operands[0].inputs()[0];
+    operands[0] = std::move(inner);
+  }
+  return operands;
 }
 
 // The arrays that lead from the inputs to the outputs, operands first. Of several results of one
@@ -47,22 +68,25 @@ std::vector<array> in_order(
     const std::vector<array>& outputs,
     std::unordered_set<uintptr_t>& known) {
   std::vector<array> order;
-  // With the number of operands that are in order already. Not recursive: graphs are deep.
-  std::vector<std::pair<array, size_t>> open;
+  // With the operands that are not in order yet, the first one last. Not recursive: graphs are deep.
+  std::vector<std::pair<array, std::vector<array>>> open;
   auto visit = [&](const array& found) {
     if (known.insert(found.id()).second) {
       for (auto& sibling : found.siblings()) {
         known.insert(sibling.id());
       }
-      open.emplace_back(found, 0);
+      auto operands = operands_of(found);
+      std::reverse(operands.begin(), operands.end());
+      open.emplace_back(found, std::move(operands));
     }
   };
   for (auto& output : outputs) {
     visit(output);
     while (!open.empty()) {
-      auto& [node, done] = open.back();
-      if (done < node.inputs().size()) {
-        array operand = node.inputs()[done++];
+      auto& [node, operands] = open.back();
+      if (!operands.empty()) {
+        array operand = std::move(operands.back());
+        operands.pop_back();
         visit(operand);
       } else {
         order.push_back(std::move(node));
@@ -105,7 +129,7 @@ struct vllm_metal_tape {
     for (auto& node : order) {
       bool fixed = node.siblings().empty();
       if (fixed && node.has_primitive()) {
-        for (auto& operand : node.inputs()) {
+        for (auto& operand : operands_of(node)) {
           fixed = fixed && kept.count(operand.id());
         }
         fixed = fixed && (is_view(node) || node.nbytes() <= max_kept_bytes);
@@ -123,7 +147,7 @@ struct vllm_metal_tape {
       }
     };
     for (auto node : live) {
-      for (auto& operand : node->inputs()) {
+      for (auto& operand : operands_of(*node)) {
         name_constant(operand);
       }
     }
@@ -133,8 +157,8 @@ struct vllm_metal_tape {
 
     for (auto node : live) {
       Node recorded{node->primitive_ptr(), {}, {}, {}};
-      for (auto& operand : node->inputs()) {
-        recorded.operands.push_back(number.at(operand.id()));
+      for (auto& operand : operands_of(*node)) {
+        recorded.operands.push_back({number.at(operand.id())});
       }
       for (auto& output : node->outputs()) {
         number.emplace(output.id(), number.size());
@@ -144,8 +168,15 @@ struct vllm_metal_tape {
       num_results += recorded.shapes.size();
       nodes.push_back(std::move(recorded));
     }
+    std::unordered_set<uint32_t> read;
     for (auto& result : results) {
       outputs.push_back(number.at(result.id()));
+      read.insert(outputs.back());
+    }
+    for (auto node = nodes.rbegin(); node != nodes.rend(); ++node) {
+      for (auto operand = node->operands.rbegin(); operand != node->operands.rend(); ++operand) {
+        operand->last = read.insert(operand->value).second;
+      }
     }
   }
 
@@ -160,18 +191,21 @@ struct vllm_metal_tape {
     }
     std::vector<array> results;
     results.reserve(num_results);
-    auto value = [&](uint32_t index) -> const array& {
-      if (index < inputs.size()) {
-        return inputs[index];
-      }
-      index -= inputs.size();
-      return index < constants.size() ? constants[index] : results[index - constants.size()];
+    const size_t num_given = inputs.size() + constants.size();
+    auto given = [&](uint32_t index) -> const array& {
+      return index < inputs.size() ? inputs[index] : constants[index - inputs.size()];
     };
     for (auto& node : nodes) {
       std::vector<array> operands;
       operands.reserve(node.operands.size());
-      for (auto index : node.operands) {
-        operands.push_back(value(index));
+      for (auto [index, last] : node.operands) {
+        if (index < num_given) {
+          operands.push_back(given(index));
+        } else if (last) {
+          operands.push_back(std::move(results[index - num_given]));
+        } else {
+          operands.push_back(results[index - num_given]);
+        }
       }
       if (node.shapes.size() == 1) {
         results.emplace_back(
@@ -184,7 +218,7 @@ struct vllm_metal_tape {
     std::vector<array> found;
     found.reserve(outputs.size());
     for (auto index : outputs) {
-      found.push_back(value(index));
+      found.push_back(index < num_given ? given(index) : results[index - num_given]);
     }
     return found;
   }

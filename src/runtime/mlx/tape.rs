@@ -129,7 +129,7 @@ impl Tape {
 
     /// Nodes that a replay makes.
     #[cfg(test)]
-    fn num_nodes(&self) -> usize {
+    pub(super) fn num_nodes(&self) -> usize {
         // SAFETY: reads a field of a live tape.
         unsafe { vllm_metal_tape_num_nodes(self.0.as_ptr()) }
     }
@@ -283,6 +283,21 @@ mod tests {
         let found = tape.replay(mlx, &inputs).unwrap();
         assert_eq!(values(mlx, &found[0]), [2.0, 2.0]);
         assert_eq!(values(mlx, &found[1]), [3.0, 2.0]);
+    }
+
+    #[test]
+    fn a_shape_after_a_shape_is_one() {
+        let mlx = &cpu();
+        let x = [floats(&[1.0, 2.0, 3.0, 4.0], &[4])];
+        let mut trace = |placeholders: Vec<super::Array>| {
+            let square = mlx.reshape(&placeholders[0], &[2, 2]).ok()?;
+            let column = mlx.reshape(&square, &[4, 1]).ok()?;
+            Some(vec![mlx.add(&column, &column).ok()?])
+        };
+        let tape = mlx.trace(&x, &mut trace).unwrap();
+        assert_eq!(tape.num_nodes(), 2, "a reshape and the sum");
+        let found = tape.replay(mlx, &x).unwrap();
+        assert_eq!(values(mlx, &found[0]), [2.0, 4.0, 6.0, 8.0]);
     }
 
     #[test]
