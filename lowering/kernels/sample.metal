@@ -107,7 +107,8 @@ for (int block = first; block * 4 < vocab; block += THREADS) {
       const float x = clean_logit(float(logits[row + i * step]));
       float score = x;
       if (is_random) {
-        const float u = (float(words[e] >> 8) + 0.5f) * 5.9604645e-8f;  // 2^-24
+        // 23 bits and a half: a float has them all, so that u is never 1.
+        const float u = (float(words[e] >> 9) + 0.5f) * 1.1920929e-7f;  // 2^-23
         score = ordered_bits(x) >= bound
             ? (x - largest) / heat - precise::log(-precise::log(u))
             : -INFINITY;
