@@ -279,6 +279,7 @@ mod tests {
             dtype: "float32".into(),
             layers: Vec::new(),
             state_layers: Vec::new(),
+            sample: None,
             graphs: Vec::new(),
         }
     }

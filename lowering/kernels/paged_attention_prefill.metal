@@ -11,6 +11,7 @@
 
 constexpr int MATRICES = 4;  // of eight keys, between two updates of the maximum
 constexpr int TILE = 32;
+constexpr int SUMS = D / 8 < 4 ? D / 8 : 4;  // of a score: shorter ones round less, and need not wait
 
 const int kv_head = threadgroup_position_in_grid.x;
 const int tile = threadgroup_position_in_grid.y;
@@ -84,7 +85,10 @@ for (int step = begin; step < end; step += 8 * MATRICES) {
     const int64_t block = block_table[request * block_table_strides[0] +
                                       first_key / BLOCK * block_table_strides[1]];
     at[m] = (block * BLOCK + first_key % BLOCK) * cache_strides[0] + kv_head * cache_strides[1];
-    simdgroup_matrix<float, 8, 8> sum(0.0f);
+    simdgroup_matrix<float, 8, 8> sums[SUMS];
+    for (int s = 0; s < SUMS; s++) {
+      sums[s] = simdgroup_matrix<float, 8, 8>(0.0f);
+    }
     for (int d = 0; d < D / 8; d++) {
       simdgroup_matrix<T, 8, 8> stored;
       simdgroup_load(stored, cache + at[m] + d * 8, cache_strides[0], ulong2(0, 0), true);
@@ -92,11 +96,14 @@ for (int step = begin; step < end; step += 8 * MATRICES) {
       for (int k = 0; k < 2; k++) {
         keys.thread_elements()[k] = float(stored.thread_elements()[k]);
       }
-      simdgroup_multiply_accumulate(sum, query[d], keys, sum);
+      simdgroup_multiply_accumulate(sums[d % SUMS], query[d], keys, sums[d % SUMS]);
     }
     for (int k = 0; k < 2; k++) {
       const int key = first_key + matrix_column + k;
-      float value = sum.thread_elements()[k];
+      float value = 0.0f;
+      for (int s = 0; s < SUMS; s++) {
+        value += sums[s].thread_elements()[k];
+      }
       if (SOFT_CAP) {
         value = soft_cap * precise::tanh(value / soft_cap);
       }

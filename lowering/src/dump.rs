@@ -446,7 +446,7 @@ pub fn steps(graph: &GraphPlan, plan: &Plan) -> Listing {
             op: describe(op),
             operands: numbers('$', inputs),
             types: types(result),
-            kernel: plan.kernel_of(op).map(str::to_owned),
+            kernel: Some(plan.kernels_of(op).join(" ")).filter(|names| !names.is_empty()),
             work: Some(effect_work(op, &plan.layers, &plan.dtype)),
             ..Line::default()
         },

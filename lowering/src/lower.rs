@@ -89,6 +89,7 @@ pub fn lower(document: &[u8], options: &Options) -> Result<Lowered> {
         dtype: program.dtype.clone(),
         layers,
         state_layers: program.state_layers.clone(),
+        sample: plan::choose_sample(&graphs),
         graphs,
     };
     let plan_sha256 = plan.sha256()?;
@@ -132,6 +133,7 @@ pub fn lower(document: &[u8], options: &Options) -> Result<Lowered> {
         rules: report::rules(&reports),
         near_misses: report::near_misses(&reports)?,
         decode: plan::decode(&plan.graphs, &reports, &plan.layers, &plan.dtype),
+        prompts: plan::prompt_costs(&plan.layers),
         plan_sha256,
         timings_ms: Timings {
             import: import_time,

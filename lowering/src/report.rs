@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::import::{Fallback, Program};
 use crate::ir::Op;
-use crate::plan::{Decode, Plan, PlanReport, Step};
+use crate::plan::{Decode, Plan, PlanReport, PromptLayers, Step};
 use crate::rewrite::all_near_misses;
 use crate::rules::{Numerics, Rule, all};
 use serde::Serialize;
@@ -30,6 +30,8 @@ pub struct Report {
     pub near_misses: BTreeMap<&'static str, BTreeMap<&'static str, usize>>,
     /// One decode step at batch 1.
     pub decode: Decode,
+    /// What the attention of prompts moves, by the kernel and by the reference.
+    pub prompts: Vec<PromptLayers>,
     pub plan_sha256: String,
     pub timings_ms: Timings,
 }

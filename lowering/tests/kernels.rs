@@ -53,6 +53,8 @@ fn what_is_not_usable_is_dropped_and_the_reference_stays() {
         plan.keep_kernels(&usable);
         assert_eq!(fusions(&mut plan).count(), 0);
         assert!(plan.layers.iter().all(|layer| layer.kernel.is_some()));
+        assert!(plan.layers.iter().all(|layer| layer.prefill.is_some()));
+        assert!(plan.sample.is_some());
         plan.keep_kernels(&BTreeSet::new());
         assert!(plan.kernels().is_empty());
         assert_eq!(instructions(&plan), before);

@@ -124,6 +124,16 @@ def describe(report: dict[str, Any]) -> str:
         )
         of_layer = sorted(launched["layer"].items())
         lines.append(f"{'layer':8} {', '.join(f'{name} {count:.4g}' for name, count in of_layer)}")
+    for kind in report["prompts"]:
+        heads = f"{kind['num_heads']}/{kind['num_kv_heads']} heads of {kind['head_size']}"
+        if kind["sliding_window"]:
+            heads += f", window {kind['sliding_window']}"
+        moved = "; ".join(
+            f"{step['rows']} of {step['length']} tokens {step['kernel'] / 1e6:,.1f} MB in place, "
+            f"{step['gather'] / 1e6:,.1f} MB gathered"
+            for step in kind["steps"]
+        )
+        lines.append(f"prompts  {kind['layers']} layers, {heads}: {moved}")
     for rule, guards in report["near_misses"].items():
         counts = ", ".join(f"{guard} x{count}" for guard, count in guards.items())
         lines.append(f"missed   {rule}, which needs: {counts}")

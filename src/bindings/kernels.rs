@@ -2,6 +2,8 @@
 //! The Metal kernels: their texts, and those that a plan chose.
 
 use crate::runtime::error::Error;
+use lowering::ir::DType;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::collections::BTreeMap;
 
@@ -26,6 +28,26 @@ pub struct KernelChoice {
 
 #[pymethods]
 impl KernelChoice {
+    /// The choice that a plan would hold. Raises ValueError for a dtype that there is not.
+    #[new]
+    fn new(
+        name: String,
+        sizes: BTreeMap<String, i64>,
+        dtypes: BTreeMap<String, String>,
+    ) -> PyResult<Self> {
+        let known = |(of, dtype): (String, String)| match DType::from_name(&dtype) {
+            Some(dtype) => Ok((of, dtype)),
+            None => Err(PyValueError::new_err(format!("no dtype {dtype:?}"))),
+        };
+        let dtypes = dtypes.into_iter().map(known).collect::<PyResult<_>>()?;
+        let choice = lowering::plan::KernelChoice {
+            name,
+            sizes,
+            dtypes,
+        };
+        Ok(KernelChoice { choice })
+    }
+
     #[getter]
     fn name(&self) -> &str {
         &self.choice.name

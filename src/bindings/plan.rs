@@ -117,6 +117,13 @@ impl Plan {
         all.map(|choice| KernelChoice { choice }).collect()
     }
 
+    /// The kernel that can draw tokens from the logits; None where there is none.
+    #[getter]
+    fn sample(&self) -> Option<KernelChoice> {
+        let choice = self.plan.sample.clone();
+        choice.map(|choice| KernelChoice { choice })
+    }
+
     /// Names of the attention layers.
     #[getter]
     fn layers(&self) -> Vec<String> {

@@ -11,6 +11,7 @@ use super::tensor::LazyTensor;
 use crate::runtime::error::Error;
 use crate::runtime::island::IslandRunner;
 use crate::runtime::memory::Limits;
+use crate::runtime::sample::{Row, sample_tensor};
 use crate::runtime::tensor::Tensor;
 use crate::runtime::weights::{Source, required};
 use crate::runtime::{self, Device};
@@ -132,6 +133,38 @@ impl Runtime {
     fn evaluate(&self, py: Python<'_>, tensors: Vec<Bound<'_, LazyTensor>>) -> PyResult<()> {
         let tensors: Vec<&Tensor> = tensors.iter().map(|lazy| &lazy.get().tensor).collect();
         Ok(py.detach(|| self.runtime.evaluate(&tensors))?)
+    }
+
+    /// A token for each row of `logits [rows, vocab]`, not computed yet: int32 `[rows]`. A row is
+    /// (temperature, top_k, top_p, min_p, seed, step); temperature 0 takes the largest, top_k 0, top_p 1
+    /// and min_p 0 keep all tokens, and `step` differs from draw to draw of a seed.
+    ///
+    /// `kernel` is `plan.sample`, where it may be used; without Metal `islands` runs it, as in `load`.
+    /// Raises ValueError for parameters that are out of range or of other rows.
+    #[pyo3(signature = (logits, rows, kernel = None, islands = None))]
+    fn sample(
+        &self,
+        py: Python<'_>,
+        logits: &Bound<'_, LazyTensor>,
+        rows: Vec<(f32, u32, f32, f32, u64, u32)>,
+        kernel: Option<&Bound<'_, KernelChoice>>,
+        islands: Option<Py<PyAny>>,
+    ) -> PyResult<LazyTensor> {
+        let row = |(temperature, top_k, top_p, min_p, seed, step)| Row {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seed,
+            step,
+        };
+        let rows = rows.into_iter().map(row).collect();
+        let kernel = kernel.map(|kernel| kernel.get().choice.clone());
+        let islands =
+            islands.map(|callable| Box::new(PythonIslands(callable)) as Box<dyn IslandRunner>);
+        let logits = &logits.get().tensor;
+        let tensor = py.detach(|| sample_tensor(logits, rows, kernel, islands))?;
+        Ok(LazyTensor { tensor })
     }
 
     /// Arrays that LazyTensors refer to.

@@ -3,13 +3,17 @@
 //! there.
 
 use super::error::{Error, Result};
+use super::island::IslandRunner;
 use super::mlx::{Array, MetalKernel, Mlx, dtype, is_in_place};
+use super::owner::Owner;
+use super::{tensor, weights};
 use lowering::ir::{DType, TensorType};
 use lowering::kernels::{Expression, Kernel, KernelError, Launch, Sizes, Strides, kernel};
 use lowering::plan::KernelChoice;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Kernels that MLX holds, by name; MLX compiles each specialisation once.
 #[derive(Default)]
@@ -21,6 +25,13 @@ pub struct Kernels {
 
 /// Sizes that differ from step to step, by the contract's names.
 type StepSizes = Vec<(&'static str, i64)>;
+
+/// Launches kernels: a choice, the sizes of the step, inputs.
+pub type Launcher<'a> =
+    dyn FnMut(&KernelChoice, &[(&'static str, i64)], &[&Array]) -> Result<Vec<Array>> + 'a;
+
+/// Before a kernel's name where an island runner executes it.
+const STAND_IN_TARGET: &str = "kernel.";
 
 /// Steps that are remembered of a choice; decoding meets few.
 const MOST_REMEMBERED: usize = 256;
@@ -113,6 +124,42 @@ fn axis_size(name: &str, axis: &Expression, sizes: &Sizes) -> Result<i64> {
         name: name.to_owned(),
         reason: reason.to_string(),
     })
+}
+
+/// A launch without Metal, which only a test has: by its stand-in, called as islands are. What the
+/// kernel reads is evaluated.
+///
+/// # Errors
+/// There is no stand-in, it fails, or inputs that the contract does not take.
+pub fn run_by_stand_in(
+    mlx: &Mlx,
+    owner: &Arc<Owner>,
+    runner: Option<&dyn IslandRunner>,
+    choice: &KernelChoice,
+    step: &[(&'static str, i64)],
+    inputs: &[&Array],
+) -> Result<Vec<Array>> {
+    let sizes = choice.sizes(step);
+    let specialisation = Specialisation::new(&choice.name, &sizes, &choice.dtypes)?;
+    specialisation.check(inputs)?;
+    let target = format!("{STAND_IN_TARGET}{}", choice.name);
+    let runner = runner.ok_or_else(|| Error::Island {
+        target: target.clone(),
+        reason: "no runner was given".to_owned(),
+    })?;
+    mlx.eval(inputs.iter().copied())?;
+    let exported = inputs
+        .iter()
+        .map(|array| tensor::export_evaluated(mlx, owner, (*array).clone()))
+        .collect::<Result<_>>()?;
+    let launch = serde_json::json!({"sizes": sizes, "dtypes": choice.dtypes});
+    let results = runner.run(&target, &launch.to_string(), exported)?;
+    if results.len() != specialisation.launch.outputs.len() {
+        let reason = format!("{} results", results.len());
+        return Err(Error::Island { target, reason });
+    }
+    let results = results.into_iter();
+    results.map(|result| weights::borrow(mlx, result)).collect()
 }
 
 impl Kernels {

@@ -19,6 +19,7 @@ mod model;
 mod operands;
 mod owner;
 mod replay;
+pub mod sample;
 mod state;
 mod step;
 mod step_graph;

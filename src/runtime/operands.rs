@@ -7,6 +7,7 @@ use super::mlx::{Array, Device, Mlx, int_array};
 use super::state::Batches;
 use super::step::{Caches, Layers, StepMetadata};
 use lowering::ir::DType;
+use lowering::plan::{PromptSizes, Reference};
 
 /// Scores of one product outside `mx.fast`, per head: bounds what a long prefill allocates.
 const MAX_SCORES: usize = 1 << 22;
@@ -175,6 +176,10 @@ fn kind(mlx: &Mlx, layer: &Layer, cache: Option<(Option<DType>, Pages)>) -> Kind
     let pages = cache.map(|(_, pages)| pages);
     let kernel = layer.kernel.as_ref().zip(cache);
     let window = layer.plan.sliding_window;
+    let reference = match fused {
+        true => Reference::Fused,
+        false => Reference::Products,
+    };
     Kind {
         source: pages.map_or(Source::Step, |pages| Source::Cache {
             block_size: pages.block_size,
@@ -186,6 +191,10 @@ fn kind(mlx: &Mlx, layer: &Layer, cache: Option<(Option<DType>, Pages)>) -> Kind
         max_scores: (!fused).then_some(MAX_SCORES),
         fused,
         kernel: kernel
-            .is_some_and(|(kernel, (dtype, pages))| kernel.takes(dtype, pages.block_size)),
+            .is_some_and(|(kernel, (dtype, pages))| kernel.decodes(dtype, pages.block_size)),
+        prefill: kernel
+            .filter(|(kernel, (dtype, pages))| kernel.takes_prompts(*dtype, pages.block_size))
+            .and_then(|(_, (dtype, _))| dtype)
+            .map(|dtype| PromptSizes::new(&layer.plan, dtype.size(), reference)),
     }
 }

@@ -69,6 +69,13 @@ NEEDED = [
     ),
     Specialisation.of("gated_activation", {"width": 100, "function": 0}, {"T": "float16"}),
     Specialisation.of("soft_cap", {"width": 100}, {"T": "bfloat16"}),
+    Specialisation.of("sample", {"vocab_size": 300}, {"T": "float32"}),
+    # As plans choose it: the block size is the step's.
+    Specialisation.of(
+        PREFILL,
+        {**{name: ATTENTION[name] for name in ATTENTION if name != "block_size"}, "window": 20},
+        {"T": "float16"},
+    ),
 ]
 
 
@@ -101,6 +108,10 @@ def test_right_kernels_pass(needed: Specialisation) -> None:
         (6, "x * c - y * s", "x * c + y * s", DIFFERS),
         (7, "activate<FUNCTION>(gate) * up", "activate<FUNCTION>(up) * gate", DIFFERS),
         (8, "cap * precise::tanh", "precise::tanh", DIFFERS),
+        (9, ">= limit", "> limit", DIFFERS),
+        (9, "words[e] >> 9", "words[0] >> 9", DIFFERS),
+        (10, "position - key < WINDOW", "position - key <= WINDOW", DIFFERS),
+        (10, "rows - 1, (first_vector + 7)", "rows - 1, first_vector", DIFFERS),
         # What Metal's compiler would refuse, and what would read foreign memory.
         (7, "const float gate", "const flaot gate", FAILS),
         (7, "i * x_strides[1]]", "(i + 100000) * x_strides[1]]", FAILS),

@@ -8,9 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from capture.models import write_config
 from serving.conftest import models  # noqa: F401  (sets vLLM's environment; a fixture)
 from vllm import LLM, SamplingParams
@@ -20,58 +18,24 @@ import vllm_metal.lowered
 import vllm_metal.runner
 import vllm_metal.worker
 from vllm_metal._native import core
-from vllm_metal.islands import run_island
 from vllm_metal.kernels import usable
 from vllm_metal.kernels.contract import Contract, read
-from vllm_metal.kernels.tensor import Tensor
 
 from .contracts import NAMES, contract, in_one_order
+from .launches import HostLaunches
 from .test_self_check import changed
 
-PREFIX = "kernel."
-NEEDED = ["gated_activation", "paged_attention_decode", "qk_norm_rope", "rms_norm"]
+PREFILL, DECODE = "paged_attention_prefill", "paged_attention_decode"
+NEEDED = ["gated_activation", DECODE, PREFILL, "qk_norm_rope", "rms_norm", "sample"]
 LAYERS = 2
 PROMPTS = [list(range(40, 52)), [7, 8, 9]]
 
 Contracts = Callable[[str], Contract]
 
 
-def to_tensor(array: torch.Tensor) -> Tensor:
-    if array.dtype == torch.bfloat16:
-        return Tensor(array.view(torch.int16).numpy().view(np.uint16), "bfloat16")
-    return Tensor(array.numpy(), str(array.dtype).removeprefix("torch."))
-
-
-def to_torch(value: Tensor) -> torch.Tensor:
-    array = torch.from_numpy(
-        np.array(value.storage.view(np.int16) if value.dtype == "bfloat16" else value.storage)
-    )
-    return array.view(torch.bfloat16) if value.dtype == "bfloat16" else array
-
-
-class HostLaunches:
-    """Runs what the runtime launches, and counts it."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-
-    def __call__(self, target: str, arguments: str, operands: list[Any]) -> list[torch.Tensor]:
-        if not target.startswith(PREFIX):
-            return run_island(target, arguments, operands)
-        kernel = contract(target.removeprefix(PREFIX))
-        self.counts[kernel.name] += 1
-        launch = json.loads(arguments)
-        names = [item["name"] for item in kernel.inputs]
-        tensors = (to_tensor(torch.from_dlpack(operand)) for operand in operands)
-        inputs = dict(zip(names, tensors, strict=True))
-        found = kernel.run(in_one_order, inputs, launch["sizes"], launch["dtypes"])
-        return [to_torch(found[item["name"]]) for item in kernel.outputs]
-
-
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch, models, tmp_path: Path):  # noqa: F811
     """Answers of a tiny model, by its references or by kernels with those texts."""
-    directory = models("qwen3").name_or_path
     monkeypatch.setenv("VLLM_METAL_USE_MLX", "1")
     monkeypatch.setenv("VLLM_METAL_CACHE_DIR", str(tmp_path))
 
@@ -80,6 +44,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, models, tmp_path: Path):  # noqa: F81
         contracts: Contracts | None,
         prompts: list[list[int]] = PROMPTS,
         tokens: int = 4,
+        model: str = "qwen3",
+        rounds: int = 1,
         **options: Any,
     ) -> tuple[list[Any], Counter[str]]:
         launches = HostLaunches()
@@ -93,13 +59,14 @@ def serve(monkeypatch: pytest.MonkeyPatch, models, tmp_path: Path):  # noqa: F81
                     lambda plan, run: usable.check_kernels(plan, run, contracts),
                 )
             options = {"max_num_seqs": 4, "skip_tokenizer_init": True, **options}
-            llm = LLM(model=directory, dtype=dtype, **options)
+            llm = LLM(model=models(model).name_or_path, dtype=dtype, **options)
             try:
                 params = SamplingParams(
                     temperature=0, max_tokens=tokens, logprobs=1, detokenize=False
                 )
                 given: Any = [{"prompt_token_ids": ids} for ids in prompts]
-                outputs = llm.generate(given, params, use_tqdm=False)
+                for _ in range(rounds):
+                    outputs = llm.generate(given, params, use_tqdm=False)
             finally:
                 llm.llm_engine.engine_core.shutdown()
         return [output.outputs[0] for output in outputs], launches.counts
@@ -120,7 +87,8 @@ def test_kernels_give_the_references_answers_and_a_wrong_one_is_left_out(serve, 
     assert_same(found, expected)
     assert launched["rms_norm"] > 0 and launched["gated_activation"] > 0
     # Each layer of each step that decodes; the prompts are one step.
-    assert launched["paged_attention_decode"] == LAYERS * 3
+    assert launched[DECODE] == LAYERS * 3
+    assert launched[PREFILL] == LAYERS
     assert launched["qk_norm_rope"] == LAYERS * 4
 
     wrong = changed("gated_activation", "activate<FUNCTION>(gate) * up", "gate * up")
@@ -142,8 +110,56 @@ def test_a_long_context_is_split_and_joined(serve) -> None:
     found, launched = serve("float32", contract, **options)
     assert_same(found, expected)
     # Two steps decode; the short request is split as the long one is.
-    assert launched["paged_attention_decode"] == LAYERS * 2
+    assert launched[DECODE] == LAYERS * 2
     assert launched["paged_attention_reduce"] == LAYERS * 2
+
+
+def test_a_wrong_kernel_of_prompts_is_left_out(serve, caplog) -> None:
+    expected, _ = serve("float32", None)
+    wrong = changed(PREFILL, "key <= position", "key <= position + 1")
+    found, launched = serve("float32", wrong)
+    assert_same(found, expected)
+    assert launched[PREFILL] == 0 and launched[DECODE] == LAYERS * 3
+    assert PREFILL in caplog.text and "its reference is: it differs" in caplog.text
+
+
+def words(count: int, seed: int) -> list[int]:
+    return [(13 * place + seed * (place // 3 + 7)) % 250 for place in range(count)]
+
+
+# What a step of prompts may be: pieces of prompts beside tokens that decode, rows behind a prefix
+# that lies in the cache, a window.
+STEPS: dict[str, dict[str, Any]] = {
+    "ragged": {"prompts": [words(n, n) for n in (1, 16, 37, 2, 70)], "max_num_seqs": 5},
+    "chunked": {
+        "prompts": [words(90, 1), words(7, 2), words(45, 3)],
+        "max_num_batched_tokens": 32,
+        "tokens": 6,
+    },
+    "prefix": {
+        "prompts": [words(48, 5) + words(n, n) for n in (3, 20, 9)],
+        "rounds": 2,
+        "enable_prefix_caching": True,
+    },
+    "window": {
+        "model": "mistral",
+        "prompts": [words(n, n) for n in (5, 40, 23)],
+        "max_num_batched_tokens": 48,
+    },
+    "soft cap": {"model": "gemma2", "prompts": [words(n, n) for n in (5, 40)]},
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_prompts_are_read_from_the_cache_in_place(serve, name: str) -> None:
+    expected, none = serve("float32", None, **STEPS[name])
+    assert not none
+    found, launched = serve("float32", contract, **STEPS[name])
+    assert_same(found, expected)
+    assert launched[PREFILL] >= LAYERS
+    if name == "chunked":
+        # Five pieces of 32 tokens at most hold the 142 of the prompts.
+        assert launched[PREFILL] >= LAYERS * 5
 
 
 def test_the_doctor_shows_the_verdicts(

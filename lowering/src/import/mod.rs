@@ -145,5 +145,6 @@ fn attention_layer(name: &str, layer: &document::Layer) -> Option<AttentionLayer
         kv_sharing_target: fields.kv_sharing_target.clone(),
         value_in_key: fields.value_in_key,
         kernel: None,
+        prefill: None,
     })
 }

@@ -2,9 +2,10 @@
 //! Checks a plan that came from outside: every index lies inside what it points into, and every
 //! register is written before it is read.
 
-use super::paged::choose_paged;
-use super::{AttentionLayer, GraphPlan, Plan, Region, Step};
-use crate::ir::Op;
+use super::paged::{choose_paged, choose_prefill};
+use super::sampling::choose_sample;
+use super::{AttentionLayer, GraphPlan, KernelChoice, Plan, Region, Step};
+use crate::ir::{DType, Op};
 
 type Checked = Result<(), String>;
 
@@ -21,21 +22,31 @@ impl Plan {
                 .check(self)
                 .map_err(|reason| format!("graph {:?}: {reason}", graph.name))?;
         }
+        if let Some(kernel) = &self.sample
+            && choose_sample(&self.graphs).as_ref() != Some(kernel)
+        {
+            return Err(format!("kernel {:?} does not draw its tokens", kernel.name));
+        }
         Ok(())
     }
 }
 
 impl AttentionLayer {
     fn check(&self) -> Checked {
-        let Some(kernel) = &self.kernel else {
-            return Ok(());
-        };
-        let own = kernel.dtypes.get("T");
-        let own = own.and_then(|dtype| choose_paged(self, *dtype));
-        match own.is_some_and(|own| own == *kernel) {
-            true => Ok(()),
-            false => Err(format!("kernel {:?} does not compute it", kernel.name)),
+        type Choose = fn(&AttentionLayer, DType) -> Option<KernelChoice>;
+        let kernels: [(_, Choose); 2] = [
+            (&self.kernel, choose_paged),
+            (&self.prefill, choose_prefill),
+        ];
+        for (kernel, choose) in kernels {
+            let Some(kernel) = kernel else { continue };
+            let own = kernel.dtypes.get("T");
+            let own = own.and_then(|dtype| choose(self, *dtype));
+            if own.as_ref() != Some(kernel) {
+                return Err(format!("kernel {:?} does not compute it", kernel.name));
+            }
         }
+        Ok(())
     }
 }
 

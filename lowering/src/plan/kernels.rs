@@ -2,7 +2,7 @@
 //! Which instructions a Metal kernel computes in fewer launches. The instruction stays beside the
 //! choice: it is the reference, and what runs without Metal or where the kernel's self-check failed.
 
-use super::{Instruction, Plan, Region};
+use super::{AttentionLayer, Instruction, Plan, Region};
 use crate::ir::{Activation, DType, Op, TensorType};
 use crate::kernels::{KernelError, Launch, Sizes, kernel};
 use serde::{Deserialize, Serialize};
@@ -142,14 +142,22 @@ impl Region {
     }
 }
 
+impl AttentionLayer {
+    /// The kernels that the plan chose.
+    fn kernels(&self) -> impl Iterator<Item = &KernelChoice> {
+        self.kernel.iter().chain(&self.prefill)
+    }
+}
+
 impl Plan {
-    /// The name of the kernel that can compute an effect in a step that decodes.
-    pub fn kernel_of(&self, op: &Op) -> Option<&str> {
+    /// Names of the kernels that can compute an effect: in steps that decode, and of prompts.
+    pub fn kernels_of(&self, op: &Op) -> Vec<&str> {
         let Op::Attention { layer } = op else {
-            return None;
+            return Vec::new();
         };
-        let kernel = self.layers.get(*layer as usize)?.kernel.as_ref();
-        kernel.map(|kernel| kernel.name.as_str())
+        let layer = self.layers.get(*layer as usize);
+        let kernels = layer.into_iter().flat_map(AttentionLayer::kernels);
+        kernels.map(|kernel| kernel.name.as_str()).collect()
     }
 
     fn instructions(&mut self) -> impl Iterator<Item = &mut Instruction> {
@@ -164,8 +172,13 @@ impl Plan {
         let fusions = fusions.map(|fusion| fusion.kernel.clone());
         let instructions = regions().flat_map(|region| &region.instructions);
         let of_instructions = instructions.filter_map(|instruction| instruction.kernel.clone());
-        let of_layers = self.layers.iter().filter_map(|layer| layer.kernel.clone());
-        of_instructions.chain(of_layers).chain(fusions).collect()
+        let of_layers = self
+            .layers
+            .iter()
+            .flat_map(AttentionLayer::kernels)
+            .cloned();
+        let all = of_instructions.chain(of_layers).chain(fusions);
+        all.chain(self.sample.clone()).collect()
     }
 
     /// Leaves only these kernels: the rest of the instructions and layers run as their references.
@@ -173,9 +186,11 @@ impl Plan {
         let keep = |kernel: &mut Option<KernelChoice>| {
             *kernel = kernel.take().filter(|choice| usable.contains(choice));
         };
-        self.layers
-            .iter_mut()
-            .for_each(|layer| keep(&mut layer.kernel));
+        for layer in &mut self.layers {
+            keep(&mut layer.kernel);
+            keep(&mut layer.prefill);
+        }
+        keep(&mut self.sample);
         self.instructions()
             .for_each(|instruction| keep(&mut instruction.kernel));
         let regions = self.graphs.iter_mut().flat_map(|graph| &mut graph.regions);

@@ -9,13 +9,19 @@ mod fusion;
 mod kernels;
 mod paged;
 mod partition;
+mod prompt_cost;
+mod sampling;
 mod work;
 
 pub use build::{PlanReport, build};
 pub use decode::{Decode, Launches, decode, effect_work, region_work};
 pub use fusion::Fusion;
 pub use kernels::{KernelChoice, choose};
-pub use paged::{PAGED_DECODE, PAGED_REDUCE, choose_layers, choose_paged};
+pub use paged::{
+    PAGED_DECODE, PAGED_PREFILL, PAGED_REDUCE, choose_layers, choose_paged, choose_prefill,
+};
+pub use prompt_cost::{PromptCost, PromptLayers, PromptSizes, Reference, prompt_costs};
+pub use sampling::{SAMPLE, choose_sample};
 pub use work::Work;
 
 use crate::error::Error;
@@ -48,6 +54,9 @@ pub struct Plan {
     /// `Op::Recurrence { layer, .. }`.
     pub state_layers: Vec<StateLayer>,
     pub graphs: Vec<GraphPlan>,
+    /// What may draw tokens from the logits on Metal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample: Option<KernelChoice>,
 }
 
 /// One attention layer's constants, from vLLM's `Attention` module.
@@ -80,6 +89,9 @@ pub struct AttentionLayer {
     /// What decodes it on Metal, straight from its cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<KernelChoice>,
+    /// What computes its prompts, where that moves less than to gather them; see [`PromptSizes`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill: Option<KernelChoice>,
 }
 
 impl AttentionLayer {
@@ -102,6 +114,18 @@ impl AttentionLayer {
             kv_sharing_target: None,
             value_in_key: false,
             kernel: None,
+            prefill: None,
+        }
+    }
+
+    /// What computes it on Metal without a kernel of ours: MLX's own attention caps no scores, adds no
+    /// float32 bias to 16-bit ones and has keys and values of one size.
+    pub fn reference(&self) -> Reference {
+        let is_capped = self.logits_soft_cap.is_some_and(|cap| cap.get() != 0.0);
+        let differs = self.head_size != self.head_size_v || self.value_in_key;
+        match is_capped || self.alibi_slopes.is_some() || differs {
+            true => Reference::Products,
+            false => Reference::Fused,
         }
     }
 }

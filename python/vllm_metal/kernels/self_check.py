@@ -26,6 +26,7 @@ from .attention import DECODE, PREFILL, REDUCE, AttentionCase, AttentionStep
 from .contract import Contract, Run, contract
 from .norm import add, layer_norm, rms_norm, run_norm
 from .rope import RopeCase, RopeStep
+from .sample import SAMPLE, Requests, sample, scores_of
 from .tensor import Tensor, tensor
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,8 @@ def _attention_steps(
     lengths = (1, block, block + 1, 3 * block - 1)
     requests = tuple((min(rows if i else 1, length), length) for i, length in enumerate(lengths))
     if name == PREFILL:
-        requests = ((2 * block + 3, 2 * block + 3), (5, 2 * block), (1, 1))
+        # Whole, behind tokens in the cache, and with rows of a tile whose keys end in two blocks.
+        requests = ((2 * block + 3, 2 * block + 3), (5, 2 * block), (5, 2 * block + 2), (1, 1))
     case = AttentionCase(
         requests,
         heads=sizes["num_heads"],
@@ -112,8 +114,10 @@ def _attention_steps(
         padding=1,
         dtype=dtypes["T"],
     )
-    # Ordinary queries; none at all, which weighs all keys alike; and some that pick single keys.
-    for magnitude in (2.0, 0.0, 20.0):
+    # Ordinary queries; none at all, which weighs all keys alike; and some that pick single keys: as
+    # large as float32 has digits for in sums as long as those of a prompt's scores.
+    most = 4.0 if name == PREFILL and dtypes["T"] == "float32" else 20.0
+    for magnitude in (2.0, 0.0, most):
         step = AttentionStep(case, magnitude)
         if name == PREFILL:
             found = step.prefill(run, contracts(PREFILL))
@@ -193,6 +197,22 @@ def _soft_cap(
         yield found, float(cap) * np.tanh(x.numbers() / float(cap))
 
 
+def _sample(
+    name: str, run: Run, contracts: Contracts, sizes: Sizes, dtypes: DTypes
+) -> Iterator[Pair]:
+    """Each filter alone and all together, and the largest, of ordinary and of like logits."""
+    requests = Requests(
+        30,
+        temperature=[1.0, 3.0, 1.5, 1.0, 0.0, 2.0] * 5,
+        top_k=[0, 2, 0, 0, 5, 50] * 5,
+        top_p=[1.0, 1.0, 0.8, 1.0, 0.9, 0.95] * 5,
+        min_p=[0.0, 0.0, 0.0, 0.05, 0.0, 0.01] * 5,
+        step=[*range(29), 2**31 + 5],
+    )
+    for logits in _rows((30, sizes["vocab_size"]), dtypes["T"]):
+        yield scores_of(sample(run, contracts(name), logits, requests), logits, requests)
+
+
 _TRIALS = {
     DECODE: _attention,
     PREFILL: _attention,
@@ -201,6 +221,7 @@ _TRIALS = {
     "qk_norm_rope": _rope,
     "gated_activation": _gated,
     "soft_cap": _soft_cap,
+    SAMPLE: _sample,
 }
 
 

@@ -8,7 +8,7 @@ use super::select::only_selected;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::mlx::{Array, Mlx, dtype, scalar};
 use lowering::ir::DType;
-use lowering::plan::AttentionLayer;
+use lowering::plan::{AttentionLayer, Reference};
 
 /// A layer's constants, ready to compute with.
 pub struct Layer {
@@ -20,7 +20,7 @@ pub struct Layer {
     sinks: Option<Array>,
     /// The same as a score `[1, kv_heads, heads / kv_heads, 1, 1]`, float32.
     sink_scores: Option<Array>,
-    /// What decodes it, where the plan chose a kernel.
+    /// What reads its cache in place, where the plan chose kernels.
     pub kernel: Option<PagedKernel>,
 }
 
@@ -93,10 +93,7 @@ impl Layer {
     /// Whether `mx.fast` computes this layer: it caps no scores, adds no float32 bias to 16-bit
     /// ones and rotates no sizes apart.
     pub fn can_fuse(&self) -> bool {
-        self.soft_cap.is_none()
-            && self.plan.alibi_slopes.is_none()
-            && self.plan.head_size == self.plan.head_size_v
-            && !self.plan.value_in_key
+        self.plan.reference() == Reference::Fused
     }
 
     /// Whether it attends over the step's own tokens, without a cache.

@@ -3,7 +3,7 @@
 
 use super::Metadata;
 use super::mask::{Mask, mask};
-use super::paged::Paged;
+use super::paged_step::Paged;
 use super::pieces::{Kind, Piece, Source, groups, pieces};
 use crate::runtime::error::Result;
 use crate::runtime::mlx::{Array, int_array};
@@ -43,9 +43,7 @@ pub struct Layout {
 impl Layout {
     /// Lays out a checked step of `num_tokens` tokens, padding included.
     pub fn new(metadata: &Metadata, kind: &Kind, num_tokens: usize) -> Result<Layout> {
-        if let (true, Source::Cache { block_size }) = (kind.kernel, kind.source)
-            && let Some(paged) = Paged::new(metadata, block_size)?
-        {
+        if let Some(paged) = paged(metadata, kind, num_tokens)? {
             return Ok(Layout {
                 batches: Vec::new(),
                 result_rows: None,
@@ -99,7 +97,9 @@ impl Layout {
     /// Whether every request decodes.
     pub fn is_decode(&self) -> bool {
         let mut batches = self.batches.iter();
+        let paged = self.paged.as_ref();
         batches.all(|batch| batch.rows <= MAX_DECODE_ROWS as i32)
+            && paged.is_none_or(|paged| paged.rows <= MAX_DECODE_ROWS)
     }
 
     /// The arrays, which differ between steps of one shape.
@@ -132,6 +132,22 @@ impl Layout {
         batches
             .chain([is_gathered, self.batches.len() as i32])
             .chain(paged)
+    }
+}
+
+/// The step as a kernel reads it, where one does.
+fn paged(metadata: &Metadata, kind: &Kind, num_tokens: usize) -> Result<Option<Paged>> {
+    let Source::Cache { block_size } = kind.source else {
+        return Ok(None);
+    };
+    if kind.kernel
+        && let Some(paged) = Paged::new(metadata, block_size)?
+    {
+        return Ok(Some(paged));
+    }
+    match &kind.prefill {
+        Some(sizes) => Paged::prompts(metadata, block_size, num_tokens, sizes),
+        None => Ok(None),
     }
 }
 

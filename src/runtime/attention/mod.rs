@@ -3,13 +3,14 @@
 //!
 //! [`Metadata`] says which tokens belong to which request and where their keys and values lie; a
 //! [`Layout`] turns it, once per step and kind of layer, into index arrays and masks; [`compute`]
-//! runs one layer on them.
+//! runs one layer on them. Where a kernel reads the cache in place ([`paged`]), nothing is gathered.
 
 mod compute;
 mod layout;
 mod mask;
 mod metadata;
 mod paged;
+mod paged_step;
 mod pieces;
 mod select;
 

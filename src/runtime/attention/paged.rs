@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Decoding by the kernel that reads the paged cache in place: what it takes of the metadata, and its
-//! launches. Nothing is gathered.
+//! Attention by the kernels that read the paged cache in place: their launches. Nothing is gathered.
 
-use super::Metadata;
+use super::paged_step::Paged;
 use crate::runtime::error::{Error, Result};
-use crate::runtime::mlx::{Array, Mlx, float_array, int_array, scalar};
+use crate::runtime::kernels::Launcher;
+use crate::runtime::mlx::{Array, Mlx, float_array, scalar};
 use lowering::ir::DType;
 use lowering::plan::{AttentionLayer, KernelChoice, PAGED_REDUCE};
 
 /// A layer's kernels, with what they read besides the step and the cache.
 pub struct PagedKernel {
-    /// One launch, where the keys of a request are one threadgroup's.
-    whole: KernelChoice,
-    /// Where they are split, and what joins the splits.
-    split: KernelChoice,
-    reduce: KernelChoice,
-    dtype: DType,
+    /// For steps in which every request decodes a token.
+    decode: Option<Decode>,
+    /// For prompts, alone or with requests that decode.
+    prefill: Option<KernelChoice>,
+    value_size: i32,
     window: usize,
     kv_heads: usize,
     scale: Array,
@@ -24,22 +23,13 @@ pub struct PagedKernel {
     alibi_slopes: Array,
 }
 
-/// Launches kernels: a choice, the sizes of the step, inputs.
-pub type Launcher<'a> =
-    dyn FnMut(&KernelChoice, &[(&'static str, i64)], &[&Array]) -> Result<Vec<Array>> + 'a;
-
-/// A step in which every request decodes one token, as the kernel reads it.
-pub struct Paged {
-    /// Block ids `[requests, max_blocks]`, their columns padded to a power of two so that
-    /// consecutive steps have one shape.
-    pub block_table: Array,
-    /// `[requests + 1]`
-    pub query_start: Array,
-    /// `[requests]`
-    pub seq_lens: Array,
-    pub requests: usize,
-    pub max_blocks: usize,
-    pub block_size: usize,
+/// What decodes.
+struct Decode {
+    /// One launch, where the keys of a request are one threadgroup's.
+    whole: KernelChoice,
+    /// Where they are split, and what joins the splits.
+    split: KernelChoice,
+    reduce: KernelChoice,
 }
 
 /// Keys that are worth a threadgroup of their own.
@@ -51,15 +41,8 @@ const MOST_SPLITS: usize = 16;
 /// Threadgroups that fill the largest chips; splitting further only adds sums.
 const ENOUGH_THREADGROUPS: usize = 512;
 
-impl PagedKernel {
-    /// The kernels of a layer for which the plan chose one.
-    pub fn new(mlx: &Mlx, plan: &AttentionLayer, sinks: Option<&Array>) -> Result<Option<Self>> {
-        let Some(whole) = plan.kernel.clone() else {
-            return Ok(None);
-        };
-        let Some(dtype) = whole.dtypes.get("T").copied() else {
-            return Ok(None);
-        };
+impl Decode {
+    fn new(whole: &KernelChoice) -> Decode {
         let mut split = whole.clone();
         split.dtypes.insert("O".to_owned(), DType::Float32);
         let of_reduce = ["num_heads", "head_size_v", "has_sinks"];
@@ -70,8 +53,38 @@ impl PagedKernel {
                 .filter(|(name, _)| of_reduce.contains(&name.as_str()))
                 .map(|(name, size)| (name.clone(), *size))
                 .collect(),
-            dtypes: [("T".to_owned(), dtype)].into(),
+            dtypes: (whole.dtypes.get("T").into_iter())
+                .map(|dtype| ("T".to_owned(), *dtype))
+                .collect(),
         };
+        Decode {
+            whole: whole.clone(),
+            split,
+            reduce,
+        }
+    }
+}
+
+/// Whether a kernel reads a cache of such elements and blocks.
+fn takes(kernel: &KernelChoice, cache: Option<DType>, block_size: usize) -> bool {
+    let step = [
+        ("num_tokens", 1),
+        ("num_requests", 1),
+        ("num_slots", block_size as i64),
+        ("max_blocks", 1),
+        ("block_size", block_size as i64),
+        ("splits", 1),
+        ("num_tiles", 1),
+    ];
+    cache.is_some() && cache == kernel.dtypes.get("T").copied() && kernel.launch(&step).is_ok()
+}
+
+impl PagedKernel {
+    /// The kernels of a layer for which the plan chose any.
+    pub fn new(mlx: &Mlx, plan: &AttentionLayer, sinks: Option<&Array>) -> Result<Option<Self>> {
+        if plan.kernel.is_none() && plan.prefill.is_none() {
+            return Ok(None);
+        }
         let float = |value: f64| scalar(mlx, value, DType::Float32);
         let sinks = match sinks {
             Some(sinks) => mlx.cast(sinks, DType::Float32)?,
@@ -82,10 +95,9 @@ impl PagedKernel {
             None => vec![0.0],
         };
         let found = PagedKernel {
-            whole,
-            split,
-            reduce,
-            dtype,
+            decode: plan.kernel.as_ref().map(Decode::new),
+            prefill: plan.prefill.clone(),
+            value_size: plan.head_size_v as i32,
             window: plan.sliding_window.unwrap_or(0).max(0) as usize,
             kv_heads: plan.num_kv_heads.max(1) as usize,
             scale: float(plan.scale.get())?,
@@ -98,17 +110,16 @@ impl PagedKernel {
         Ok(Some(found))
     }
 
-    /// Whether it reads a cache of such elements and blocks.
-    pub fn takes(&self, cache: Option<DType>, block_size: usize) -> bool {
-        let step = [
-            ("num_tokens", 1),
-            ("num_requests", 1),
-            ("num_slots", block_size as i64),
-            ("max_blocks", 1),
-            ("block_size", block_size as i64),
-            ("splits", 1),
-        ];
-        cache == Some(self.dtype) && self.whole.launch(&step).is_ok()
+    /// Whether it decodes from a cache of such elements and blocks.
+    pub fn decodes(&self, cache: Option<DType>, block_size: usize) -> bool {
+        let decode = self.decode.as_ref();
+        decode.is_some_and(|decode| takes(&decode.whole, cache, block_size))
+    }
+
+    /// Whether it computes prompts from such a cache.
+    pub fn takes_prompts(&self, cache: Option<DType>, block_size: usize) -> bool {
+        let prefill = self.prefill.as_ref();
+        prefill.is_some_and(|prefill| takes(prefill, cache, block_size))
     }
 
     /// In how many parts the keys of each request are read.
@@ -134,106 +145,110 @@ impl PagedKernel {
         cache: &Array,
         launch: &mut Launcher,
     ) -> Result<Array> {
-        let splits = self.splits(step);
-        let tokens = q.shape()[0];
-        let sizes = [
-            ("num_tokens", i64::from(tokens)),
-            ("num_requests", step.requests as i64),
-            ("num_slots", i64::from(cache.shape()[0])),
-            ("max_blocks", step.max_blocks as i64),
-            ("block_size", step.block_size as i64),
-            ("splits", splits as i64),
-        ];
-        let inputs = [
-            q,
-            cache,
-            &step.block_table,
-            &step.query_start,
-            &step.seq_lens,
-            &self.scale,
-            &self.soft_cap,
-            &self.sinks,
-            &self.alibi_slopes,
-        ];
-        let kernel = if splits > 1 { &self.split } else { &self.whole };
-        let found = launch(kernel, &sizes, &inputs)?;
-        let result = match found.as_slice() {
-            [partial, sums, ..] if splits > 1 => {
-                let sizes = [("num_tokens", i64::from(tokens)), ("splits", splits as i64)];
-                launch(&self.reduce, &sizes, &[partial, sums, &self.sinks])?
-            }
-            _ => found,
+        let result = match &step.tiles {
+            Some(tiles) => self.attend_prompts(step, tiles, q, cache, launch)?,
+            None => self.decode(step, q, cache, launch)?,
         };
-        let result = result
-            .first()
-            .ok_or_else(|| Error::Internal("a kernel without a result".to_owned()))?;
-        let shape = [tokens, q.shape()[1], self.value_size()];
-        Ok(mlx.reshape(result, &shape)?)
+        let shape = [q.shape()[0], q.shape()[1], self.value_size];
+        Ok(mlx.reshape(&result, &shape)?)
     }
 
-    fn value_size(&self) -> i32 {
-        self.whole
-            .sizes
-            .get("head_size_v")
-            .map_or(0, |size| *size as i32)
+    /// What both kernels read, around what the second one reads besides.
+    fn inputs<'a>(
+        &'a self,
+        step: &'a Paged,
+        [q, cache]: [&'a Array; 2],
+        tiles: Option<&'a Array>,
+    ) -> Vec<&'a Array> {
+        let of_step = [&step.block_table, &step.query_start, &step.seq_lens];
+        let of_layer = [&self.scale, &self.soft_cap, &self.sinks, &self.alibi_slopes];
+        let all = [q, cache].into_iter().chain(of_step).chain(tiles);
+        all.chain(of_layer).collect()
+    }
+
+    fn decode(
+        &self,
+        step: &Paged,
+        q: &Array,
+        cache: &Array,
+        launch: &mut Launcher,
+    ) -> Result<Array> {
+        let decode = self.decode.as_ref().ok_or_else(no_kernel)?;
+        let splits = self.splits(step);
+        let tokens = i64::from(q.shape()[0]);
+        let sizes = [
+            sizes(step, q, cache).as_slice(),
+            &[("splits", splits as i64)],
+        ]
+        .concat();
+        let inputs = self.inputs(step, [q, cache], None);
+        let kernel = if splits > 1 {
+            &decode.split
+        } else {
+            &decode.whole
+        };
+        let found = launch(kernel, &sizes, &inputs)?;
+        match found.as_slice() {
+            [partial, sums, ..] if splits > 1 => {
+                let sizes = [("num_tokens", tokens), ("splits", splits as i64)];
+                only(launch(
+                    &decode.reduce,
+                    &sizes,
+                    &[partial, sums, &self.sinks],
+                )?)
+            }
+            _ => only(found),
+        }
+    }
+
+    fn attend_prompts(
+        &self,
+        step: &Paged,
+        tiles: &Array,
+        q: &Array,
+        cache: &Array,
+        launch: &mut Launcher,
+    ) -> Result<Array> {
+        let prefill = self.prefill.as_ref().ok_or_else(no_kernel)?;
+        let num_tiles = [("num_tiles", i64::from(step.num_tiles()))];
+        let sizes = [sizes(step, q, cache).as_slice(), &num_tiles].concat();
+        let inputs = self.inputs(step, [q, cache], Some(tiles));
+        only(launch(prefill, &sizes, &inputs)?)
     }
 }
 
-impl Paged {
-    /// The step, if the kernel takes it: requests that decode a token each, which sees those before.
-    pub fn new(metadata: &Metadata, block_size: usize) -> Result<Option<Paged>> {
-        let requests = metadata.num_reqs();
-        let decodes = (0..requests).all(|request| metadata.rows(request).len() <= 1);
-        let causal = metadata.causal.iter().all(|causal| *causal) && metadata.spans.is_empty();
-        if requests == 0 || !decodes || !causal {
-            return Ok(None);
-        }
-        let used: Vec<usize> = (0..requests)
-            .map(|request| match metadata.rows(request).len() {
-                0 => 0,
-                _ => (metadata.seq_lens[request] as usize).div_ceil(block_size),
-            })
-            .collect();
-        let max_blocks = used.iter().copied().max().unwrap_or(0).next_power_of_two();
-        let mut table = vec![0; requests * max_blocks];
-        let rows = table.chunks_mut(max_blocks).zip(&used).enumerate();
-        for (request, (row, used)) in rows {
-            let blocks = &metadata.block_table[request * metadata.max_blocks..];
-            row[..*used].copy_from_slice(&blocks[..*used]);
-        }
-        Ok(Some(Paged {
-            block_table: int_array(&table, &[requests as i32, max_blocks as i32])?,
-            query_start: int_array(&metadata.query_start_loc, &[requests as i32 + 1])?,
-            seq_lens: int_array(&metadata.seq_lens, &[requests as i32])?,
-            requests,
-            max_blocks,
-            block_size,
-        }))
-    }
+/// Sizes that both kernels have.
+fn sizes(step: &Paged, q: &Array, cache: &Array) -> [(&'static str, i64); 5] {
+    [
+        ("num_tokens", i64::from(q.shape()[0])),
+        ("num_requests", step.requests as i64),
+        ("num_slots", i64::from(cache.shape()[0])),
+        ("max_blocks", step.max_blocks as i64),
+        ("block_size", step.block_size as i64),
+    ]
+}
 
-    /// The arrays, which differ between steps of one shape.
-    pub fn arrays_mut(&mut self) -> impl Iterator<Item = &mut Array> {
-        [
-            &mut self.block_table,
-            &mut self.query_start,
-            &mut self.seq_lens,
-        ]
-        .into_iter()
-    }
+fn no_kernel() -> Error {
+    Error::Internal("a step for a kernel that the plan did not choose".to_owned())
+}
 
-    /// What decides the launches besides the layer.
-    pub fn shape(&self) -> [i32; 3] {
-        [self.requests, self.max_blocks, self.block_size].map(|size| size as i32)
-    }
+/// The first result.
+fn only(results: Vec<Array>) -> Result<Array> {
+    let mut results = results.into_iter();
+    let first = results.next();
+    first.ok_or_else(|| Error::Internal("a kernel without a result".to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::attention::Metadata;
     use crate::runtime::kernels::Specialisation;
-    use crate::runtime::testing::{cpu, values};
+    use crate::runtime::testing::cpu;
     use lowering::ir::Float;
-    use lowering::plan::{PAGED_DECODE, choose_paged};
+    use lowering::plan::{
+        PAGED_DECODE, PAGED_PREFILL, PromptSizes, Reference, choose_paged, choose_prefill,
+    };
 
     fn layer(window: Option<i64>) -> AttentionLayer {
         let mut layer = AttentionLayer {
@@ -243,6 +258,7 @@ mod tests {
             ..AttentionLayer::decoder("attn", [4, 2], 64)
         };
         layer.kernel = choose_paged(&layer, DType::Float32);
+        layer.prefill = choose_prefill(&layer, DType::Float32);
         layer
     }
 
@@ -265,16 +281,21 @@ mod tests {
 
     /// The launches of a step: names and sizes.
     fn launches(window: Option<i64>, lengths: &[i32]) -> Vec<(String, Vec<(&'static str, i64)>)> {
-        let mlx = cpu();
-        let kernel = PagedKernel::new(&mlx, &layer(window), None)
-            .unwrap()
-            .unwrap();
         let step = Paged::new(&metadata(lengths, 16), 16).unwrap().unwrap();
-        let tokens = lengths.len() as i32;
+        launched(&layer(window), &step, lengths.len() as i32)
+    }
+
+    fn launched(
+        layer: &AttentionLayer,
+        step: &Paged,
+        tokens: i32,
+    ) -> Vec<(String, Vec<(&'static str, i64)>)> {
+        let mlx = cpu();
+        let kernel = PagedKernel::new(&mlx, layer, None).unwrap().unwrap();
         let zeros = |shape: &[i32]| mlx.zeros(shape, DType::Float32).unwrap();
         let (q, cache) = (zeros(&[tokens, 4, 64]), zeros(&[1600, 2, 96]));
         let mut found = Vec::new();
-        let result = kernel.attend(&mlx, &step, &q, &cache, &mut |choice, step, inputs| {
+        let result = kernel.attend(&mlx, step, &q, &cache, &mut |choice, step, inputs| {
             let sizes = choice.sizes(step);
             let specialisation = Specialisation::new(&choice.name, &sizes, &choice.dtypes)?;
             specialisation.check(inputs)?;
@@ -314,35 +335,52 @@ mod tests {
     }
 
     #[test]
-    fn block_tables_are_padded_to_shapes_that_stay() {
-        let shape = |length: i32| {
-            Paged::new(&metadata(&[length, 5], 16), 16)
-                .unwrap()
-                .unwrap()
-                .shape()
+    fn prompts_are_one_launch_of_their_kernel() {
+        let layer = layer(None);
+        let mut metadata = metadata(&[40, 3, 70], 16);
+        metadata.query_start_loc = vec![0, 20, 21, 51];
+        metadata.num_actual_tokens = 51;
+        let sizes = PromptSizes::new(&layer, 4, Reference::Products);
+        let step = Paged::prompts(&metadata, 16, 52, &sizes).unwrap().unwrap();
+        let found = launched(&layer, &step, 52);
+        assert_eq!(found.len(), 1);
+        let (name, sizes) = &found[0];
+        assert_eq!(name, PAGED_PREFILL);
+        // Two tiles, one, two, and one of padding.
+        assert!(sizes.contains(&("num_tiles", 6)) && sizes.contains(&("num_tokens", 52)));
+        // A kernel that did not pass its check is not there.
+        let unusable = AttentionLayer {
+            prefill: None,
+            ..layer.clone()
         };
-        assert_eq!(shape(65), [2, 8, 16]);
-        assert_eq!(shape(65), shape(128));
-        assert_ne!(shape(128), shape(129));
-        let step = Paged::new(&metadata(&[33, 5], 16), 16).unwrap().unwrap();
-        // Three blocks and one of padding; a block, and padding.
-        let table = values(&cpu(), &step.block_table);
-        assert_eq!(table, [0.0, 1.0, 2.0, 0.0, 3.0, 0.0, 0.0, 0.0]);
+        let mlx = cpu();
+        let kernel = PagedKernel::new(&mlx, &unusable, None).unwrap().unwrap();
+        assert!(!kernel.takes_prompts(Some(DType::Float32), 16));
+        let (q, cache) = (cpu_zeros(&[52, 4, 64]), cpu_zeros(&[1600, 2, 96]));
+        let result = kernel.attend(&mlx, &step, &q, &cache, &mut |_, _, _| Ok(Vec::new()));
+        assert!(result.err().unwrap().to_string().contains("did not choose"));
+    }
+
+    fn cpu_zeros(shape: &[i32]) -> Array {
+        cpu().zeros(shape, DType::Float32).unwrap()
     }
 
     #[test]
-    fn prompts_and_foreign_caches_are_not_taken() {
-        let mut prompt = metadata(&[9], 16);
-        prompt.query_start_loc = vec![0, 2];
-        assert!(Paged::new(&prompt, 16).unwrap().is_none());
-        let mut seeing = metadata(&[9], 16);
-        seeing.causal = vec![false];
-        assert!(Paged::new(&seeing, 16).unwrap().is_none());
-        let kernel = PagedKernel::new(&cpu(), &layer(None), None)
-            .unwrap()
-            .unwrap();
-        assert!(kernel.takes(Some(DType::Float32), 16));
-        assert!(!kernel.takes(Some(DType::Bfloat16), 16));
-        assert!(!kernel.takes(None, 16) && !kernel.takes(Some(DType::Float32), 0));
+    fn foreign_caches_are_not_taken() {
+        let mlx = cpu();
+        let kernel = PagedKernel::new(&mlx, &layer(None), None).unwrap().unwrap();
+        let takes = |cache: Option<DType>, block_size: usize| {
+            let both = [PagedKernel::decodes, PagedKernel::takes_prompts];
+            both.map(|takes| takes(&kernel, cache, block_size))
+        };
+        assert_eq!(takes(Some(DType::Float32), 16), [true; 2]);
+        assert_eq!(takes(Some(DType::Bfloat16), 16), [false; 2]);
+        assert_eq!(takes(None, 16), [false; 2]);
+        assert_eq!(takes(Some(DType::Float32), 0), [false; 2]);
+        // Matrices of eight keys lie in one block.
+        assert!(kernel.decodes(Some(DType::Float32), 4));
+        assert!(!kernel.takes_prompts(Some(DType::Float32), 4));
+        let none = AttentionLayer::decoder("attn", [4, 2], 64);
+        assert!(PagedKernel::new(&mlx, &none, None).unwrap().is_none());
     }
 }

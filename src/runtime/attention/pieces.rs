@@ -4,6 +4,7 @@
 
 use super::Metadata;
 use lowering::ir::Float;
+use lowering::plan::PromptSizes;
 use std::ops::Range;
 
 /// Where keys and values are read.
@@ -31,6 +32,8 @@ pub struct Kind {
     pub fused: bool,
     /// Whether a kernel decodes it, which needs neither indices of keys nor masks.
     pub kernel: bool,
+    /// Where a kernel may compute its prompts, what decides whether it does.
+    pub prefill: Option<PromptSizes>,
 }
 
 /// Consecutive queries of one request and the keys that they may see.
@@ -201,6 +204,7 @@ mod tests {
             max_scores: None,
             fused: false,
             kernel: false,
+            prefill: None,
         }
     }
 

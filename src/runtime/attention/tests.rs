@@ -272,6 +272,7 @@ fn found(
         max_scores: (!fused).then_some(512),
         fused,
         kernel: false,
+        prefill: None,
     };
     let layout = Layout::new(&step.metadata, &kind, step.num_tokens).unwrap();
     let shaped = |values: &[f32], heads: usize, size: usize| {

@@ -17,6 +17,7 @@ mod recording;
 mod shared;
 mod stream;
 mod tape;
+mod words;
 
 pub use array::{
     data_pointer, dtype, float_array, foreign_array, host_array, int_array, is_contiguous,
@@ -27,6 +28,7 @@ pub use error::{MlxError, MlxResult};
 pub use metal_kernel::MetalKernel;
 pub use stream::{Device, Meter, Mlx, dtype_code};
 pub use tape::Tape;
+pub use words::{word, word_array};
 
 pub use mlx_rs::Array;
 

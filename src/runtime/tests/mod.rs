@@ -199,6 +199,7 @@ fn plan(island: bool) -> Plan {
             ..AttentionLayer::decoder(LAYER, [1, 1], 2)
         }],
         state_layers: Vec::new(),
+        sample: None,
         graphs: vec![backbone, logits],
     };
     Plan::from_bytes(&plan.to_bytes().unwrap()).unwrap()

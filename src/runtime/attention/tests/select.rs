@@ -38,6 +38,7 @@ fn selected(mlx: &Mlx, step: &Step, weights: &[f32], count: usize, max_scores: u
         max_scores: Some(max_scores),
         fused: false,
         kernel: false,
+        prefill: None,
     };
     let layout = Layout::new(&step.metadata, &kind, step.num_tokens).unwrap();
     let [tokens, heads, size] = [
