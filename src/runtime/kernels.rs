@@ -4,7 +4,7 @@
 
 use super::error::{Error, Result};
 use super::island::IslandRunner;
-use super::mlx::{Array, MetalKernel, Mlx, dtype, is_in_place};
+use super::mlx::{Array, Device, MetalKernel, Mlx, dtype, is_in_place};
 use super::owner::Owner;
 use super::{tensor, weights};
 use lowering::ir::{DType, TensorType};
@@ -126,24 +126,27 @@ fn axis_size(name: &str, axis: &Expression, sizes: &Sizes) -> Result<i64> {
     })
 }
 
-/// A launch without Metal, which only a test has: by its stand-in, called as islands are. What the
-/// kernel reads is evaluated.
+/// A launch outside of a model's step. Without Metal, which only a test has launch anything, the kernel
+/// is run by its stand-in, called as islands are: then what it reads is evaluated.
 ///
 /// # Errors
-/// There is no stand-in, it fails, or inputs that the contract does not take.
-pub fn run_by_stand_in(
+/// As [`Kernels::chosen`] and [`Kernels::run`]; there is no stand-in, or it fails.
+pub fn launch_alone(
     mlx: &Mlx,
     owner: &Arc<Owner>,
-    runner: Option<&dyn IslandRunner>,
+    kernels: &mut Kernels,
+    stand_in: Option<&dyn IslandRunner>,
     choice: &KernelChoice,
     step: &[(&'static str, i64)],
     inputs: &[&Array],
 ) -> Result<Vec<Array>> {
-    let sizes = choice.sizes(step);
-    let specialisation = Specialisation::new(&choice.name, &sizes, &choice.dtypes)?;
+    let specialisation = kernels.chosen(choice, step)?;
+    if mlx.device() == Device::Gpu {
+        return kernels.run(mlx, &specialisation, inputs);
+    }
     specialisation.check(inputs)?;
     let target = format!("{STAND_IN_TARGET}{}", choice.name);
-    let runner = runner.ok_or_else(|| Error::Island {
+    let runner = stand_in.ok_or_else(|| Error::Island {
         target: target.clone(),
         reason: "no runner was given".to_owned(),
     })?;
@@ -152,7 +155,7 @@ pub fn run_by_stand_in(
         .iter()
         .map(|array| tensor::export_evaluated(mlx, owner, (*array).clone()))
         .collect::<Result<_>>()?;
-    let launch = serde_json::json!({"sizes": sizes, "dtypes": choice.dtypes});
+    let launch = serde_json::json!({"sizes": choice.sizes(step), "dtypes": choice.dtypes});
     let results = runner.run(&target, &launch.to_string(), exported)?;
     if results.len() != specialisation.launch.outputs.len() {
         let reason = format!("{} results", results.len());

@@ -16,8 +16,8 @@ mod reference;
 
 use super::error::{Error, Result};
 use super::island::IslandRunner;
-use super::kernels::{Kernels, Launcher, run_by_stand_in};
-use super::mlx::{Array, Device, Mlx, dtype, float_array, int_array, word_array};
+use super::kernels::{Kernels, Launcher, launch_alone};
+use super::mlx::{Array, Mlx, dtype, float_array, int_array, word_array};
 use super::tensor::{Tensor, find};
 use lowering::ir::DType;
 use lowering::plan::KernelChoice;
@@ -242,17 +242,10 @@ pub fn sample_tensor(
         let mlx = &state.mlx;
         let sampling = Sampling::new(&rows)?;
         let mut kernels = Kernels::default();
-        let mut launch =
-            |choice: &KernelChoice, step: &[(&'static str, i64)], inputs: &[&Array]| {
-                let specialisation = kernels.chosen(choice, step)?;
-                match mlx.device() {
-                    Device::Gpu => kernels.run(mlx, &specialisation, inputs),
-                    Device::Cpu => {
-                        let runner = stand_in.as_deref();
-                        run_by_stand_in(mlx, &owner, runner, choice, step, inputs)
-                    }
-                }
-            };
+        let stand_in = stand_in.as_deref();
+        let mut launch = |choice: &KernelChoice, step: &[_], inputs: &[&Array]| {
+            launch_alone(mlx, &owner, &mut kernels, stand_in, choice, step, inputs)
+        };
         let logits = find(state, id)?;
         let tokens = sample(mlx, logits, &sampling, kernel.as_ref(), &mut launch)?;
         Tensor::new(state, &owner, tokens)

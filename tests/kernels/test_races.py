@@ -46,7 +46,14 @@ def test_a_race_is_found_where_the_result_is_right() -> None:
 
 @pytest.mark.sweep
 @pytest.mark.parametrize(
-    "file", ["test_norms.py", "test_paged_attention.py", "test_qk_norm_rope.py", "test_sample.py"]
+    "file",
+    [
+        "test_norms.py",
+        "test_paged_attention.py",
+        "test_pointwise.py",
+        "test_qk_norm_rope.py",
+        "test_sample.py",
+    ],
 )
 def test_no_kernel_has_a_race(file: str) -> None:
     chosen = "not wrong and not distribution and not seeds"
