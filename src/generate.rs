@@ -277,7 +277,7 @@ impl Generator {
     ) -> Result<Next> {
         let rows = (1..=self.batch).map(|text| (text * count - 1) as i64);
         let rows = Some(rows.collect());
-        let (_, tokens, vocab_size) = self.model.sample(inputs, attention, rows, true)?;
+        let (_, tokens, vocab_size) = self.model.sample(inputs, attention, rows, None, true)?;
         Ok(Next { tokens, vocab_size })
     }
 }

@@ -32,6 +32,7 @@ from vllm_metal.progress import capturing
 from vllm_metal.progress import lowering as lowering_bar
 from vllm_metal.recurrent.metadata import MetalStateMetadata
 from vllm_metal.run_ahead import SampledTokens
+from vllm_metal.sampler import Draw
 
 logger = init_logger("vllm.metal")
 
@@ -153,13 +154,14 @@ class _Step:
         self._hidden, logits = self._model.step_with_logits(self._inputs, self._attention, rows)
         return torch.utils.dlpack.from_dlpack(logits)
 
-    def sample(self, rows: torch.Tensor | None, ahead: bool) -> SampledTokens:
-        """The most likely tokens after these tokens; see `core.Model.sample`."""
+    def sample(
+        self, rows: torch.Tensor | None, draws: list[Draw] | None, ahead: bool
+    ) -> SampledTokens:
+        """Tokens after these tokens; see `core.Model.sample`. Nobody asked for anything before."""
         if self._hidden is not None:
-            logits = self._model.logits(self._hidden, rows)
-            return SampledTokens(logits.argmax(), logits.shape[-1])
+            raise RuntimeError("a step is sampled before its results are read")
         self._hidden, *sampled = self._model.sample(
-            self._inputs, self._attention, rows, ahead=ahead
+            self._inputs, self._attention, rows, draws, ahead
         )
         return SampledTokens(*sampled)
 
@@ -198,8 +200,8 @@ class HiddenStates:
     def logits(self) -> torch.Tensor:
         return self._step.logits(self._rows)
 
-    def sample(self, ahead: bool) -> SampledTokens:
-        return self._step.sample(self._rows, ahead)
+    def sample(self, draws: list[Draw] | None, ahead: bool) -> SampledTokens:
+        return self._step.sample(self._rows, draws, ahead)
 
     def torch(self) -> torch.Tensor:
         return torch.from_dlpack(self.lazy)
@@ -218,9 +220,10 @@ class Logits:
             self._computed = self._hidden.logits()
         return self._computed
 
-    def sample(self, ahead: bool) -> SampledTokens:
-        """The most likely tokens; `ahead`: which are waited for later."""
-        return self._hidden.sample(ahead)
+    def sample(self, draws: list[Draw] | None, ahead: bool) -> SampledTokens:
+        """A token for each row, the most likely ones without `draws`; with `ahead` they are waited
+        for later."""
+        return self._hidden.sample(draws, ahead)
 
 
 class _Weights:

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps that begin before the one before is done (vLLM's asynchronous scheduling).
 
-A step whose requests all want their most likely token is sampled by MLX, and nobody waits for it:
-the next step's inputs are built of tokens that are still being computed (`core.SampledIds`). Every
-other step is sampled by vLLM's sampler from its computed logits. Both are so with and without
-asynchronous scheduling; without it, the tokens are waited for at once.
+A step whose requests want nothing but tokens (`sampler.is_plain`) is sampled by the runtime, and
+nobody waits for it: the next step's inputs are built of tokens that are still being computed
+(`core.SampledIds`). Every other step is sampled by vLLM's sampler from its computed logits, with
+the same random numbers. Both are so with and without asynchronous scheduling; without it, tokens
+are waited for at once.
 """
 
 from typing import Any
 
 import torch
 from vllm.v1.outputs import AsyncModelRunnerOutput, LogprobsTensors, ModelRunnerOutput
-from vllm.v1.sample.logits_processor import LogitBiasLogitsProcessor, MinTokensLogitsProcessor
-from vllm.v1.sample.metadata import SamplingMetadata
 
 from vllm_metal._native import core
 
@@ -74,27 +73,3 @@ class StepOutput(AsyncModelRunnerOutput):
 
     def get_kv_connector_output(self) -> Any:
         return self._output.kv_connector_output
-
-
-def wants_most_likely(metadata: SamplingMetadata) -> bool:
-    """Whether each request's token is the largest of its logits as the model gives them, and
-    nothing else is asked."""
-    thinking = metadata.thinking_budget_state_holder
-    return (
-        metadata.all_greedy
-        and metadata.max_num_logprobs is None
-        and not metadata.logprob_token_ids
-        and metadata.no_penalties
-        and metadata.allowed_token_ids_mask is None
-        and not metadata.bad_words_token_ids
-        and (thinking is None or not thinking.has_tracked_requests())
-        and all(map(_is_idle, metadata.logitsprocs.non_argmax_invariant))
-    )
-
-
-def _is_idle(processor: Any) -> bool:
-    if isinstance(processor, LogitBiasLogitsProcessor):
-        return not processor.biases
-    if isinstance(processor, MinTokensLogitsProcessor):
-        return not processor.min_toks
-    return False

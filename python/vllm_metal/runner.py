@@ -45,8 +45,8 @@ from vllm_metal.lowered import HiddenStates, Logits, LoweredModel, log_report, l
 from vllm_metal.mapped_weights import mapped_weights
 from vllm_metal.memory import MemoryBudget, human
 from vllm_metal.plan_cache import PlanCache
-from vllm_metal.run_ahead import SampledTokens, StepOutput, wants_most_likely
-from vllm_metal.sampler import MetalSampler
+from vllm_metal.run_ahead import SampledTokens, StepOutput
+from vllm_metal.sampler import Draw, DrawingSampler, Draws, MetalSampler, is_plain
 
 logger = init_logger("vllm.metal")
 
@@ -199,6 +199,9 @@ class LoweredModelRunner(MetalModelRunner):
         gpu_model_runner.AsyncGPUModelRunnerOutput = StepOutput  # type: ignore[misc,assignment]
         self._logits_are_lazy = False
         self.execute_model_state: Any
+        self._draws = Draws()
+        self._drawing = DrawingSampler(self.model_config.logprobs_mode, self._draw)
+        self.sampler.topk_topp_sampler = self._drawing
         self._sampled: tuple[SampledTokens, list[tuple[int, int]]] | None = None
 
     def _load_model(self) -> nn.Module:
@@ -241,17 +244,26 @@ class LoweredModelRunner(MetalModelRunner):
         spec_decode_metadata: SpecDecodeMetadata | None,
     ) -> SamplerOutput:
         start = time.perf_counter()
-        if isinstance(logits, Logits) and wants_most_likely(self.input_batch.sampling_metadata):
-            tokens = logits.sample(ahead=self.use_async_scheduling)
+        metadata = self.input_batch.sampling_metadata
+        draws = self._draws.of(self.input_batch.req_ids, self.requests)
+        if isinstance(logits, Logits) and is_plain(metadata, draws):
+            chosen = None if metadata.all_greedy else draws
+            tokens = logits.sample(chosen, ahead=self.use_async_scheduling)
             output = SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=None)  # type: ignore[arg-type]
         else:
             computed = logits.torch() if isinstance(logits, Logits) else logits
+            self._drawing.draws = draws
             output = super()._sample(computed, spec_decode_metadata)
         if self.debug:
             milliseconds = (time.perf_counter() - start) * 1e3
             count = self.input_batch.num_reqs
             logger.info("metal: sampling for %d requests in %.2f ms", count, milliseconds)
         return output
+
+    def _draw(self, logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
+        """Of logits float32[num_requests, vocab_size] that vLLM's sampler worked on."""
+        tokens = self.runtime.sample(self.runtime.borrow(logits), draws)
+        return torch.from_dlpack(tokens).long()
 
     def _prepare_input_ids(
         self,

@@ -3,6 +3,7 @@
 
 use super::dlpack;
 use super::metadata::{AttentionMetadata, PyStateMetadata};
+use super::runtime::{Draw, row};
 use super::tensor::{LazyTensor, SampledIds};
 use crate::runtime::error::Error;
 use crate::runtime::host::HostTensor;
@@ -120,26 +121,29 @@ impl Model {
         Ok((results(py, hidden)?, dlpack::capsule(py, logits)?))
     }
 
-    /// Runs the graph `backbone` and takes the most likely token of rows of its result, or of all: the
-    /// backbone's result, the tokens int32[num_rows], and the number of tokens that they are of. With
+    /// Runs the graph `backbone` and takes a token after rows of its result, or after all: the
+    /// backbone's result, the tokens int32[num_rows], and the number of tokens that they are of.
+    /// `draws` are as the rows of `Runtime.sample`; without them each token is the most likely one. With
     /// `ahead` this returns while they are being computed: the next step may take them as
     /// `SampledIds`.
     ///
     /// Raises ValueError, before anything runs, as `step_with_logits` does.
-    #[pyo3(signature = (inputs, attention = None, rows = None, ahead = false))]
+    #[pyo3(signature = (inputs, attention = None, rows = None, draws = None, ahead = false))]
     fn sample<'py>(
         &self,
         py: Python<'py>,
         inputs: &Bound<'py, PyDict>,
         attention: Option<&Bound<'py, PyDict>>,
         rows: Option<&Bound<'py, PyAny>>,
+        draws: Option<Vec<Draw>>,
         ahead: bool,
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, LazyTensor>, i64)> {
         let attention = attention.map(groups).transpose()?.unwrap_or_default();
         let lazy = lazy_inputs(inputs)?;
         let arguments = arguments(inputs, &lazy, false)?;
         let rows = rows.map(dlpack::integers).transpose()?;
-        let sample = || self.model.sample(arguments, attention, rows, ahead);
+        let draws = draws.map(|draws| draws.into_iter().map(row).collect());
+        let sample = || self.model.sample(arguments, attention, rows, draws, ahead);
         let (hidden, tensor, vocab_size) = py.detach(sample)?;
         let tokens = Bound::new(py, LazyTensor { tensor })?;
         Ok((results(py, hidden)?, tokens, vocab_size))

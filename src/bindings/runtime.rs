@@ -29,6 +29,21 @@ pub struct Runtime {
     runtime: runtime::Runtime,
 }
 
+/// Temperature, top_k, top_p, min_p, seed and step; see [`Row`].
+pub type Draw = (f32, u32, f32, f32, u64, u32);
+
+/// A draw by its names.
+pub fn row((temperature, top_k, top_p, min_p, seed, step): Draw) -> Row {
+    Row {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        seed,
+        step,
+    }
+}
+
 #[pymethods]
 impl Runtime {
     #[new]
@@ -146,18 +161,10 @@ impl Runtime {
         &self,
         py: Python<'_>,
         logits: &Bound<'_, LazyTensor>,
-        rows: Vec<(f32, u32, f32, f32, u64, u32)>,
+        rows: Vec<Draw>,
         kernel: Option<&Bound<'_, KernelChoice>>,
         islands: Option<Py<PyAny>>,
     ) -> PyResult<LazyTensor> {
-        let row = |(temperature, top_k, top_p, min_p, seed, step)| Row {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            seed,
-            step,
-        };
         let rows = rows.into_iter().map(row).collect();
         let kernel = kernel.map(|kernel| kernel.get().choice.clone());
         let islands =

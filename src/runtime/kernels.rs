@@ -31,7 +31,7 @@ pub type Launcher<'a> =
     dyn FnMut(&KernelChoice, &[(&'static str, i64)], &[&Array]) -> Result<Vec<Array>> + 'a;
 
 /// Before a kernel's name where an island runner executes it.
-const STAND_IN_TARGET: &str = "kernel.";
+pub const STAND_IN_TARGET: &str = "kernel.";
 
 /// Steps that are remembered of a choice; decoding meets few.
 const MOST_REMEMBERED: usize = 256;

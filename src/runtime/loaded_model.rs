@@ -10,11 +10,11 @@ use super::kv_cache::CacheSpec;
 use super::mlx::Array;
 use super::model::{Head, LOGITS, Model};
 use super::owner::{Owner, State};
+use super::sample::{Row, Sampling};
 use super::state::{StateMetadata, StateSpec};
 use super::step::StepMetadata;
 use super::tensor::{self, Exported, Tensor};
 use super::weights::LoadReport;
-use lowering::ir::DType;
 use std::sync::Arc;
 
 /// A model in a [`super::Runtime`]. Dropping it frees the model.
@@ -126,18 +126,20 @@ impl LoadedModel {
         })
     }
 
-    /// Runs the graph `backbone` and takes the most likely token of rows of its result, of all without
-    /// `rows`: int32[num_rows], and the number of tokens that it is one of. With `ahead` they are
+    /// Runs the graph `backbone` and takes a token after rows of its result, after all without `rows`,
+    /// as `draws` say, the most likely one without: int32[num_rows], and the number of tokens that it
+    /// is one of. With `ahead` they are
     /// being computed when this returns, and so is a step before this one where it takes its tokens
     /// ([`Argument::Sampled`]).
     ///
     /// # Errors
-    /// As [`LoadedModel::step`].
+    /// As [`LoadedModel::step`]; `draws` of another number or out of range.
     pub fn sample(
         &self,
         inputs: Vec<(String, Argument)>,
         attention: Vec<LayerMetadata>,
         rows: Option<Vec<i64>>,
+        draws: Option<Vec<Row>>,
         ahead: bool,
     ) -> Result<(Vec<Tensor>, Tensor, i64)> {
         const GRAPH: &str = "backbone";
@@ -145,11 +147,11 @@ impl LoadedModel {
         let owner = self.owner.clone();
         let head = rows.map_or(Head::All, Head::Rows);
         let sampled = self.with(move |model, state| {
+            let sampling = draws.as_deref().map(Sampling::new).transpose()?;
             let mut outputs = run(model, state, &owner, GRAPH, inputs, attention, head)?;
             let logits = outputs.pop().ok_or(Error::Closed)?;
             let vocab_size = logits.shape().last().copied().map_or(0, i64::from);
-            let tokens = state.mlx.argmax(&logits, -1, false)?;
-            let tokens = state.mlx.cast(&tokens, DType::Int32)?;
+            let tokens = model.sample(&state.mlx, &owner, &logits, sampling)?;
             if !ahead {
                 let computed = [&tokens].into_iter().chain(model.dirty_arrays());
                 state.mlx.eval(computed)?;

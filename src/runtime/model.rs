@@ -8,18 +8,19 @@ use super::executor::Graph;
 use super::host::HostTensor;
 use super::inputs::{Input, bind};
 use super::island::IslandRunner;
-use super::kernels::Kernels;
+use super::kernels::{Kernels, launch_alone};
 use super::kv_cache::{CacheSpec, KvCache};
 use super::mlx::{Array, Device, Mlx, int_array};
 use super::operands::Operands;
 use super::owner::Owner;
 use super::replay::{Builds, Replays};
+use super::sample::{Row, Sampling, sample};
 use super::state::{StateCaches, StateSpec};
 use super::step::{Caches, Layers, StepMetadata};
 use super::step_graph::{Changing, Parts, step_of};
 use super::weights::{LoadReport, Parameters};
 use lowering::ir::Op;
-use lowering::plan::{GraphPlan, Plan, StateLayer, Step};
+use lowering::plan::{GraphPlan, KernelChoice, Plan, StateLayer, Step};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,6 +34,8 @@ pub struct Model {
     islands: Option<Box<dyn IslandRunner>>,
     replays: Replays,
     kernels: RefCell<Kernels>,
+    /// The kernel that draws tokens from logits, where there is one.
+    draw: Option<KernelChoice>,
 }
 
 /// The graph from a step's result to its logits.
@@ -103,6 +106,7 @@ impl Model {
                 islands,
                 replays: Replays::new(kept_shapes),
                 kernels: RefCell::default(),
+                draw: plan.sample,
             },
             report,
         ))
@@ -175,6 +179,7 @@ impl Model {
             islands,
             replays,
             kernels,
+            draw: _,
         } = self;
         let prepared = find(graphs, name)?;
         let head_graph = match head {
@@ -219,6 +224,24 @@ impl Model {
             operands,
         };
         step_of(&parts, changing, caches, replays)
+    }
+
+    /// A token for each row of logits, lazily: the most likely one without `sampling`.
+    pub fn sample(
+        &self,
+        mlx: &Mlx,
+        owner: &Arc<Owner>,
+        logits: &Array,
+        sampling: Option<Sampling>,
+    ) -> Result<Array> {
+        let rows = logits.shape().first().copied().unwrap_or(0) as usize;
+        let greedy = || Sampling::new(&vec![Row::GREEDY; rows]);
+        let sampling = sampling.map_or_else(greedy, Ok)?;
+        let mut launch = |choice: &KernelChoice, step: &[_], inputs: &[&Array]| {
+            let (mut kernels, islands) = (self.kernels.borrow_mut(), self.islands.as_deref());
+            launch_alone(mlx, owner, &mut kernels, islands, choice, step, inputs)
+        };
+        sample(mlx, logits, &sampling, self.draw.as_ref(), &mut launch)
     }
 
     /// How steps came about since loading.

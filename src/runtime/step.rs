@@ -5,7 +5,7 @@ use super::attention::{Layer, Metadata, Pages, attend, encode_rows, select, writ
 use super::error::{Error, Result};
 use super::executor::Effects;
 use super::island::IslandRunner;
-use super::kernels::Kernels;
+use super::kernels::{Kernels, STAND_IN_TARGET};
 use super::kv_cache::KvCache;
 use super::mlx::{self, Array, Device, Mlx};
 use super::operands::{Operands, is_fused};
@@ -17,9 +17,6 @@ use lowering::ir::{DType, Recurrence, TensorType};
 use lowering::plan::{KernelChoice, StateLayer};
 use std::cell::RefCell;
 use std::sync::Arc;
-
-/// Before a kernel's name where an island runner executes it.
-const KERNEL_TARGET: &str = "kernel.";
 
 /// A run's metadata: groups, and which group each of the plan's layers is in.
 #[derive(Default)]
@@ -400,7 +397,7 @@ impl Effects for StepEffects<'_> {
             "sizes": choice.sizes(step),
             "dtypes": choice.dtypes,
         });
-        let target = format!("{KERNEL_TARGET}{}", choice.name);
+        let target = format!("{STAND_IN_TARGET}{}", choice.name);
         self.island(
             &target,
             &launch.to_string(),

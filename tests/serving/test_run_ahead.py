@@ -25,6 +25,7 @@ def params(generator: random.Random, index: int) -> SamplingParams:
         {"min_tokens": 5, "stop_token_ids": [20, 21, 22]},
         {"logit_bias": {30: 4.0}},
         {"temperature": 0.8, "seed": index, "top_p": 0.9},
+        {"temperature": 1.2, "top_k": 20, "min_p": 0.01},
         {"prompt_logprobs": 1},
     ]
     kind = kinds[index // 5 % len(kinds)] if index % 5 == 0 else {}

@@ -310,6 +310,21 @@ def test_refused_prompts(prompt, complete, greedy):
     assert list(complete().token_ids) == greedy
 
 
+@pytest.mark.parametrize(
+    "option",
+    [{}, {"top_k": 9}, {"top_p": 0.8}, {"min_p": 0.05}, {"top_k": 30, "top_p": 0.7}],
+    ids=str,
+)
+def test_a_seed_draws_the_same_whatever_others_ask(option, complete):
+    """On the lowered path the runtime samples a batch that wants tokens alone, and vLLM's sampler
+    one that wants more: the random numbers are the same."""
+    drawn = SamplingParams(temperature=1.1, seed=5, max_tokens=12, **option)
+    alone = complete(drawn).token_ids
+    for other in ({"logprobs": 3}, {"frequency_penalty": 0.5}, {"temperature": 0.7, "seed": 6}):
+        found = complete(drawn, SamplingParams(**{"temperature": 0, "max_tokens": 8} | other))
+        assert found[0].token_ids == alone, other
+
+
 # ---- engines of their own: `llm` can't be used after these (see make_engine)
 
 
