@@ -221,7 +221,10 @@ pub fn describe(op: &Op) -> String {
         Op::Topk { axis, k } => format!("axis {axis}, k {k}"),
         Op::Cast { dtype } => dtype.to_string(),
         Op::Reduce { axes, .. } => format!("axes {axes:?}"),
-        Op::RmsNorm { eps } | Op::AddRmsNorm { eps, .. } | Op::LayerNorm { eps } => {
+        Op::RmsNorm { eps }
+        | Op::AddRmsNorm { eps, .. }
+        | Op::LayerNorm { eps }
+        | Op::AddLayerNorm { eps } => {
             format!("eps {eps}")
         }
         Op::Rope { style, rotary_dim } => format!("{style:?}, {rotary_dim}").to_lowercase(),

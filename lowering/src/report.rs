@@ -155,7 +155,7 @@ pub fn fallbacks(program: &Program) -> Vec<FallbackReport> {
 fn fused_name(op: &Op) -> Option<&'static str> {
     Some(match op {
         Op::RmsNorm { .. } | Op::AddRmsNorm { .. } => "rms_norm",
-        Op::LayerNorm { .. } => "layer_norm",
+        Op::LayerNorm { .. } | Op::AddLayerNorm { .. } => "layer_norm",
         Op::Rope { .. } => "rope",
         Op::GatedActivation { .. } => "gated_mlp",
         Op::Attention { .. }

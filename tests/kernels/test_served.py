@@ -98,6 +98,14 @@ def test_kernels_give_the_references_answers_and_a_wrong_one_is_left_out(serve, 
     assert "gated_activation" in caplog.text and "its reference is: it differs" in caplog.text
 
 
+def test_a_sum_and_its_layer_norm_are_one_launch(serve) -> None:
+    expected, _ = serve("float32", None, model="gpt2")
+    found, launched = serve("float32", contract, model="gpt2")
+    assert_same(found, expected)
+    # Of four steps: of the embeddings' sum, of each residual, and of the last one.
+    assert launched["layer_norm"] == 4 * (2 * LAYERS + 1)
+
+
 def test_a_long_context_is_split_and_joined(serve) -> None:
     prompt = [(7 * place + place // 50) % 256 for place in range(1030)]
     options: Any = {

@@ -25,6 +25,8 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     JambaConfig,
     JambaForCausalLM,
     Lfm2Config,
@@ -139,6 +141,12 @@ STATE_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "falcon_h1": lambda: FalconH1ForCausalLM(FalconH1Config(**_SHAPE | _FALCON_H1)),
     "lfm2": lambda: Lfm2ForCausalLM(Lfm2Config(**_SHAPE | _LFM2)),
 }
+# Of residual sums and layer norms.
+LAYER_NORM_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=128, **_SPECIAL)
+    ),
+}
 WITH_SLIDING_WINDOW = ("mistral", "gemma2", "gemma3")
 
 
@@ -146,7 +154,7 @@ WITH_SLIDING_WINDOW = ("mistral", "gemma2", "gemma3")
 def build(name: str, directory: Path) -> PreTrainedModel:
     """Draw the model `name`, save it to `directory` and return it in evaluation mode."""
     generator = torch.Generator().manual_seed(sum(name.encode()))
-    model = (MODELS | STATE_MODELS)[name]().float().eval()
+    model = (MODELS | STATE_MODELS | LAYER_NORM_MODELS)[name]().float().eval()
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator) * 0.1
         if parameter.dim() == 1 and not bool((parameter == 0).all()):

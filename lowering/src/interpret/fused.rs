@@ -100,6 +100,22 @@ pub(super) fn layer_norm(
     Ok(floats(x.dtype, &x.shape, result))
 }
 
+pub(super) fn add_layer_norm(
+    precision: Precision,
+    x: &Tensor,
+    residual: &Tensor,
+    [weight, bias]: [Option<&Tensor>; 2],
+    eps: f64,
+) -> Result<Vec<Tensor>, String> {
+    let pairs = x.as_floats()?.iter().zip(residual.as_floats()?);
+    let sum: Vec<f64> = pairs
+        .map(|(a, b)| precision.round(x.dtype, a + b))
+        .collect();
+    let sum = floats(x.dtype, &x.shape, sum);
+    let normalised = layer_norm(precision, &sum, weight, bias, eps)?;
+    Ok(vec![normalised, sum])
+}
+
 /// `[.., t, heads, d]` with the first `rotary_dim` elements rotated, rounded once.
 pub(super) fn rope(
     precision: Precision,

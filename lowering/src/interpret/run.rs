@@ -82,7 +82,7 @@ fn check(op: &Op, operands: &[&Tensor]) -> Result<(), String> {
     }
     let vectors = match op {
         Op::RmsNorm { .. } | Op::LayerNorm { .. } => operands.get(1..),
-        Op::AddRmsNorm { .. } => operands.get(2..),
+        Op::AddRmsNorm { .. } | Op::AddLayerNorm { .. } => operands.get(2..),
         _ => None,
     };
     let last = operands.first().and_then(|x| x.shape.last());
@@ -213,6 +213,10 @@ fn compute(
                 eps.get(),
                 *rounded_sum,
             );
+        }
+        Op::AddLayerNorm { eps } => {
+            let norm = [optional(2), optional(3)];
+            return fused::add_layer_norm(precision, operand(0)?, operand(1)?, norm, eps.get());
         }
         Op::LayerNorm { eps } => {
             fused::layer_norm(precision, operand(0)?, optional(1), optional(2), eps.get())?

@@ -324,9 +324,14 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             check_weight(x, &operands[1..])?;
             Ok(vec![(*x).clone()])
         }
-        Op::AddRmsNorm { .. } => {
+        Op::AddRmsNorm { .. } | Op::AddLayerNorm { .. } => {
+            let most = if matches!(op, Op::AddRmsNorm { .. }) {
+                3
+            } else {
+                4
+            };
             let (x, residual) = match operands {
-                [x, residual, ..] if operands.len() <= 3 => (*x, *residual),
+                [x, residual, ..] if operands.len() <= most => (*x, *residual),
                 _ => return Err(format!("{} operands", operands.len())),
             };
             if x != residual {

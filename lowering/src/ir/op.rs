@@ -404,6 +404,9 @@ pub enum Op {
     AddRmsNorm { eps: Float, rounded_sum: bool },
     /// `x [.., n], w? [n], b? [n] -> (x - mean) / sqrt(var + eps) * w + b` (Ba et al. 2016).
     LayerNorm { eps: Float },
+    /// `x, residual, w?, b? -> layer_norm(x + residual), x + residual`. The norm sees the sum after it
+    /// is rounded to the operands' dtype.
+    AddLayerNorm { eps: Float },
     /// `cos, sin, x [.., t, heads, d].. -> x..`, each with its first `rotary_dim = r` elements rotated
     /// (Su et al. 2021). `cos` and `sin` are `[.., t, r/2]` or, by the style, `[.., t, r]`; a batch
     /// axis of theirs may be 1.
@@ -501,6 +504,7 @@ impl Op {
             Op::RmsNorm { .. } => "rms_norm",
             Op::AddRmsNorm { .. } => "add_rms_norm",
             Op::LayerNorm { .. } => "layer_norm",
+            Op::AddLayerNorm { .. } => "add_layer_norm",
             Op::Rope { .. } => "rope",
             Op::GatedActivation { .. } => "gated_activation",
             Op::AttentionScores(_) => "attention_scores",

@@ -52,7 +52,7 @@ impl KernelChoice {
     pub(super) fn fits(&self, op: &Op) -> bool {
         let name = match op {
             Op::AddRmsNorm { .. } | Op::RmsNorm { .. } => "rms_norm",
-            Op::LayerNorm { .. } => "layer_norm",
+            Op::LayerNorm { .. } | Op::AddLayerNorm { .. } => "layer_norm",
             Op::GatedActivation { .. } => "gated_activation",
             _ => return false,
         };
@@ -61,7 +61,7 @@ impl KernelChoice {
 }
 
 /// The kernel for an operator on such operands, where its contract takes them and it launches less
-/// than the reference: both results of add + norm at once, a norm whose weight is wider than its
+/// than the reference: both results of add + either norm at once, a norm whose weight is wider than its
 /// input, a layer norm of halves, which the reference casts, a gate and its product. Another norm is
 /// one launch of MLX's already.
 pub fn choose(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Option<KernelChoice> {
@@ -81,22 +81,33 @@ pub fn choose(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Opti
             KernelChoice::new("rms_norm", &sizes, &[("T", dtype), ("W", weight_dtype)])
         })
     };
-    let choice = match op {
-        Op::LayerNorm { .. } if dtype.is_half() => {
-            let (weight, bias) = (operands.get(1)?, operands.get(2));
-            let takes = weight.dtype == dtype || weight.dtype == DType::Float32;
-            let same = bias.is_none_or(|bias| bias.dtype == weight.dtype && vector(bias));
-            if !takes || !vector(weight) || !same || *result != **x {
-                return None;
-            }
+    let layer_norm = |has_residual: i64, parameters: &[&TensorType]| {
+        let weight_dtype = parameters.first().map_or(dtype, |weight| weight.dtype);
+        let mut all = parameters.iter();
+        let takes = weight_dtype == dtype || weight_dtype == DType::Float32;
+        let same = all.all(|of| of.dtype == weight_dtype && vector(of));
+        (takes && same).then(|| {
             let sizes = [
                 ("width", width),
-                ("has_residual", 0),
-                ("rounded_sum", 0),
-                ("has_weight", 1),
-                ("has_bias", i64::from(bias.is_some())),
+                ("has_residual", has_residual),
+                ("rounded_sum", has_residual),
+                ("has_weight", i64::from(!parameters.is_empty())),
+                ("has_bias", i64::from(parameters.len() > 1)),
             ];
-            KernelChoice::new("layer_norm", &sizes, &[("T", dtype), ("W", weight.dtype)])
+            KernelChoice::new("layer_norm", &sizes, &[("T", dtype), ("W", weight_dtype)])
+        })
+    };
+    let choice = match op {
+        Op::LayerNorm { .. } if dtype.is_half() && operands.len() > 1 && *result == **x => {
+            layer_norm(0, &operands[1..])?
+        }
+        Op::AddLayerNorm { .. } => {
+            let same = |of: &TensorType| of == *x;
+            let all_same = operands.get(1).is_some_and(|residual| same(residual));
+            if !all_same || !results.iter().all(same) {
+                return None;
+            }
+            layer_norm(1, &operands[2..])?
         }
         Op::AddRmsNorm { rounded_sum, .. } => {
             let same = |of: &TensorType| of.dtype == dtype && of.shape == x.shape;
@@ -243,6 +254,30 @@ mod tests {
         let (merged, half) = (of(DType::Float16, &[0, 64]), of(DType::Float16, &[0, 32]));
         let found = choose(&Op::GatedActivation { activation }, &[&merged], &[half]).unwrap();
         assert_eq!((found.sizes["width"], found.sizes["function"]), (32, 2));
+    }
+
+    #[test]
+    fn a_sum_and_its_layer_norm_are_one_launch() {
+        let op = Op::AddLayerNorm {
+            eps: Float::new(1e-6),
+        };
+        let (x, weight) = (of(DType::Float32, &[0, 200]), of(DType::Float32, &[200]));
+        let results = [x.clone(), x.clone()];
+        let chosen = |operands: &[&TensorType]| choose(&op, operands, &results);
+        let found = chosen(&[&x, &x, &weight, &weight]).unwrap();
+        assert_eq!(found.name, "layer_norm");
+        assert_eq!(
+            (found.sizes["has_residual"], found.sizes["has_bias"]),
+            (1, 1)
+        );
+        assert!(found.fits(&op));
+        let found = chosen(&[&x, &x]).unwrap();
+        assert_eq!((found.sizes["has_weight"], found.sizes["has_bias"]), (0, 0));
+        // A residual of another shape, a weight of a third dtype, a bias of another dtype than it.
+        assert_eq!(chosen(&[&x, &weight]), None);
+        let half = of(DType::Float16, &[200]);
+        assert_eq!(chosen(&[&x, &x, &half, &half]), None);
+        assert_eq!(chosen(&[&x, &x, &weight, &half]), None);
     }
 
     #[test]

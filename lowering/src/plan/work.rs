@@ -174,6 +174,12 @@ pub fn work(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Work {
             _ => none.kernel(read, written),
         },
         Op::AddRmsNorm { rounded_sum, .. } => add_norm(*rounded_sum || !half, operands, x),
+        Op::AddLayerNorm { .. } => {
+            let sum = bytes(x);
+            let parameters = operands.iter().skip(2).map(|of| bytes(of));
+            none.kernel(2 * sum, sum)
+                .kernel(sum + parameters.sum::<u64>(), sum)
+        }
         Op::Rope { .. } => rope(operands),
         Op::GatedActivation { activation } => {
             let function = match activation {

@@ -97,6 +97,22 @@ fn add_norm(m: &Match, operands: &[&str], rounded_sum: bool) -> Option<Right> {
     })
 }
 
+/// As [`add_norm`], of a layer norm.
+fn add_layer_norm(m: &Match, operands: &[&str]) -> Option<Right> {
+    let eps = m.find("?n", |op, _| match op {
+        Op::LayerNorm { eps } => Some(*eps),
+        _ => None,
+    })?;
+    let project = |result| {
+        let both = m.node(Op::AddLayerNorm { eps }, operands);
+        Build::Node(Op::Project(result), vec![both])
+    };
+    Some(Right {
+        root: project(0),
+        also: vec![(m.id("?s"), project(1))],
+    })
+}
+
 #[rustfmt::skip]
 pub(super) const RULES: &[Rule] = &[
     // x * rsqrt(mean(x^2) + eps)  =>  rms_norm(x)
@@ -169,6 +185,28 @@ pub(super) const RULES: &[Rule] = &[
             let eps = Float::new(m.scalar("?eps")?);
             Some(m.node(Op::LayerNorm { eps }, &["?x"]).into())
         },
+    },
+    // s = a + b, layer_norm(s, w, b)  =>  add_layer_norm(a, b, w, b), s
+    Rule {
+        name: "add_layer_norm",
+        numerics: Numerics::Exact,
+        left: "?n:(layer_norm ?s:(add ?a ?b) ?w ?v)",
+        guards: &[SAME_ADDENDS],
+        right: |m| add_layer_norm(m, &["?a", "?b", "?w", "?v"]),
+    },
+    Rule {
+        name: "add_layer_norm_unshifted",
+        numerics: Numerics::Exact,
+        left: "?n:(layer_norm ?s:(add ?a ?b) ?w)",
+        guards: &[SAME_ADDENDS],
+        right: |m| add_layer_norm(m, &["?a", "?b", "?w"]),
+    },
+    Rule {
+        name: "add_layer_norm_weightless",
+        numerics: Numerics::Exact,
+        left: "?n:(layer_norm ?s:(add ?a ?b))",
+        guards: &[SAME_ADDENDS],
+        right: |m| add_layer_norm(m, &["?a", "?b"]),
     },
     // layer_norm(x) * w  =>  layer_norm(x, w)
     Rule {
@@ -317,6 +355,14 @@ pub(super) mod tests {
         ("layer_norm_narrow", Refuses("the result has the operand's dtype"), "(cast:f16 (layer_norm:1e-6 (cast:f32 x:bf16[t,8]) w:f32[8] b:f32[8]))"),
         ("layer_norm_narrow_weightless", Fuses("layer_norm"), "(cast:bf16 (layer_norm:1e-6 (cast:f32 x:bf16[t,8])))"),
         ("layer_norm_narrow_weightless", Refuses("the result has the operand's dtype"), "(cast:f16 (layer_norm:1e-6 (cast:f32 x:bf16[t,8])))"),
+        ("add_layer_norm", Fuses("add_layer_norm"), "s = (add a:bf16[t,8] b:bf16[t,8]); (layer_norm:1e-6 s w:bf16[8] v:bf16[8]); s"),
+        ("add_layer_norm", Fuses("add_layer_norm"), "(layer_norm:1e-6 (add a:f32[t,8] b:f32[t,8]) w:f32[8] v:f32[8])"),
+        ("add_layer_norm", Refuses("both addends have one type"), "(layer_norm:1e-6 (add a:bf16[t,8] b:bf16[8]) w:bf16[8] v:bf16[8])"),
+        ("add_layer_norm", Differs, "(layer_norm:1e-6 (sub a:bf16[t,8] b:bf16[t,8]) w:bf16[8] v:bf16[8])"),
+        ("add_layer_norm_unshifted", Fuses("add_layer_norm"), "(layer_norm:1e-6 (add a:bf16[t,8] b:bf16[t,8]) w:f32[8])"),
+        ("add_layer_norm_unshifted", Refuses("both addends have one type"), "(layer_norm:1e-6 (add a:bf16[t,1] b:bf16[t,8]) w:bf16[8])"),
+        ("add_layer_norm_weightless", Fuses("add_layer_norm"), "s = (add a:f16[t,8] b:f16[t,8]); (layer_norm:1e-6 s); s"),
+        ("add_layer_norm_weightless", Refuses("both addends have one type"), "(layer_norm:1e-6 (add a:bf16[t,8] b:bf16[8]))"),
         ("rms_norm_weight", Fuses("rms_norm"), "(mul (rms_norm:1e-6 x:f32[t,8]) w:f32[8])"),
         ("rms_norm_weight", Refuses("the normalised operand is float32"), "(mul (rms_norm:1e-6 x:bf16[t,8]) w:bf16[8])"),
         ("rms_norm_weight", Refuses("the weight is float32"), "(mul (rms_norm:1e-6 x:bf16[t,8]) w:bf16[8])"),

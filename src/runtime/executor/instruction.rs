@@ -152,6 +152,10 @@ pub fn execute(
             let weight = operands.0.get(2).copied();
             return norm::add_rms_norm(mlx, x()?, y()?, weight, eps.get(), *rounded_sum, dtype);
         }
+        Op::AddLayerNorm { eps } => {
+            let parameters = [2, 3].map(|at| operands.0.get(at).copied());
+            return norm::add_layer_norm(mlx, x()?, y()?, parameters, eps.get(), dtype);
+        }
         Op::LayerNorm { eps } => {
             let (weight, bias) = (operands.0.get(1).copied(), operands.0.get(2).copied());
             norm::layer_norm(mlx, x()?, weight, bias, eps.get(), dtype)?

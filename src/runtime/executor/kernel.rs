@@ -40,13 +40,10 @@ pub fn run(
         }
         (Op::RmsNorm { eps }, [_, weight @ ..]) => norm(mlx, choice, x, None, weight, eps.get())?,
         (Op::LayerNorm { eps }, [_, rest @ ..]) => {
-            let mut inputs = norm(mlx, choice, x, None, rest, eps.get())?;
-            let bias = match rest.get(1) {
-                Some(bias) => (*bias).clone(),
-                None => unused(&[1], choice, "W")?,
-            };
-            inputs.insert(3, bias);
-            inputs
+            layer_norm(mlx, choice, x, None, rest, eps.get())?
+        }
+        (Op::AddLayerNorm { eps }, [_, residual, rest @ ..]) => {
+            layer_norm(mlx, choice, x, Some(*residual), rest, eps.get())?
         }
         (Op::GatedActivation { .. }, _) => vec![x],
         (op, _) => {
@@ -63,7 +60,25 @@ pub fn run(
         .collect()
 }
 
-/// `x`, `residual`, `weight`, `eps` of `rms_norm`; `layer_norm` has its bias before `eps`.
+/// `x`, `residual`, `weight`, `bias`, `eps` of `layer_norm`.
+fn layer_norm(
+    mlx: &Mlx,
+    choice: &KernelChoice,
+    x: Array,
+    residual: Option<&Array>,
+    parameters: &[&Array],
+    eps: f64,
+) -> Result<Vec<Array>> {
+    let mut inputs = norm(mlx, choice, x, residual, parameters, eps)?;
+    let bias = match parameters.get(1) {
+        Some(bias) => (*bias).clone(),
+        None => unused(&[1], choice, "W")?,
+    };
+    inputs.insert(3, bias);
+    Ok(inputs)
+}
+
+/// `x`, `residual`, `weight`, `eps` of `rms_norm`.
 fn norm(
     mlx: &Mlx,
     choice: &KernelChoice,

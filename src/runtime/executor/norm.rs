@@ -68,3 +68,17 @@ pub fn layer_norm(
     let normed = mlx.layer_norm(&mlx.cast(x, DType::Float32)?, weight, bias, eps)?;
     Ok(mlx.cast(&normed, result)?)
 }
+
+/// `layer_norm(x + residual), x + residual`; the norm sees the sum rounded.
+pub fn add_layer_norm(
+    mlx: &Mlx,
+    x: &Array,
+    residual: &Array,
+    [weight, bias]: [Option<&Array>; 2],
+    eps: f64,
+    result: DType,
+) -> Result<Outputs> {
+    let sum = mlx.add(x, residual)?;
+    let normed = layer_norm(mlx, &sum, weight, bias, eps, result)?;
+    Ok(Outputs::Two(normed, sum))
+}

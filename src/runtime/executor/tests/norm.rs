@@ -83,5 +83,30 @@ fn norms_equal_their_definition_with_the_rounding_that_the_plan_states() {
             .map(|(a, b)| a + b)
             .collect();
         assert!(difference(&values(&mlx, &found), &expected) < tolerance * 2.0);
+
+        // The norm of the rounded sum, and the sum.
+        let op = Op::AddLayerNorm { eps };
+        for parameters in [vec![], vec![&wide], vec![&wide, &wide]] {
+            let operands = [vec![&x, &residual], parameters.clone()].concat();
+            let results = run_all(&mlx, &op, &operands, dtype);
+            mostly_equal(&values(&mlx, &results[1]), &round(&sum));
+            let seen = round(&sum);
+            let mean = seen.iter().sum::<f64>() / 16.0;
+            let centred: Vec<f64> = seen.iter().map(|v| v - mean).collect();
+            let mut expected = normed(&centred);
+            if !parameters.is_empty() {
+                expected = times(&expected);
+            }
+            if parameters.len() > 1 {
+                expected = expected.iter().zip(&ws).map(|(a, b)| a + b).collect();
+            }
+            let found = values(&mlx, &results[0]);
+            assert!(difference(&found, &expected) < tolerance * 2.0);
+            assert!(
+                results
+                    .iter()
+                    .all(|result| mlx::dtype(result) == Some(dtype))
+            );
+        }
     }
 }
