@@ -69,9 +69,10 @@ def primitives(dot: str) -> Counter[str]:
 
 
 def step(
-    name: str, layers: int, dtype: str, context: int, kernels: bool
+    name: str, layers: int, dtype: str, context: int, kernels: bool, rows: int = 1
 ) -> tuple[Counter[str], dict[str, Any]]:
-    """Primitives of a decode step of one request that then has so many tokens, and the report."""
+    """Primitives of a step of one request that then has so many tokens, the last `rows` of which
+    it computes, and the report."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "config.json")
         path.write_text(json.dumps(config(name, layers)))
@@ -86,16 +87,16 @@ def step(
                 lowered = LoweredModel(runtime, lowering, model, kernels=usable)
                 blocks = -(-context // BLOCK_SIZE)
                 lowered.allocate_uniform_kv_cache(blocks, BLOCK_SIZE, dtype)
-                position = torch.tensor([context - 1])
+                positions = torch.arange(context - rows, context)
                 metadata = core.AttentionMetadata(
                     block_table=torch.arange(blocks, dtype=torch.int32)[None],
-                    slot_mapping=position,
-                    query_start_loc=torch.tensor([0, 1], dtype=torch.int32),
+                    slot_mapping=positions,
+                    query_start_loc=torch.tensor([0, rows], dtype=torch.int32),
                     seq_lens=torch.tensor([context], dtype=torch.int32),
-                    num_actual_tokens=1,
+                    num_actual_tokens=rows,
                 )
                 runtime.recorded([], str(path))
-                hidden = lowered.run(torch.tensor([7]), position, metadata)
+                hidden = lowered.run(torch.full((rows,), 7), positions, metadata)
                 called, dot = runtime.recorded([hidden.lazy], str(path))
         finally:
             runtime.close()
@@ -103,12 +104,14 @@ def step(
 
 
 @cache
-def layer(name: str, dtype: str = "bfloat16", context: int = 512, kernels: bool = True) -> Count:
-    """One layer of a decode step: the difference of three layers and two.
+def layer(
+    name: str, dtype: str = "bfloat16", context: int = 512, kernels: bool = True, rows: int = 1
+) -> Count:
+    """One layer of a step: the difference of three layers and two.
 
     Raises KeyError for a primitive that neither the table nor the plan's kernels have.
     """
-    (three, report), (two, _) = (step(name, n, dtype, context, kernels) for n in (3, 2))
+    (three, report), (two, _) = (step(name, n, dtype, context, kernels, rows) for n in (3, 2))
     found = three - two
     assert not two - three, "a step of more layers has less of something"
     launches = mlx_lm_launches.table()

@@ -50,3 +50,14 @@ def test_the_report_counts_the_references_as_their_graph_has_them(name: str, dty
 def test_the_cache_is_not_gathered_by_kernels() -> None:
     assert "Gather" in decode_launches.layer("llama", kernels=False).traced
     assert "Gather" not in decode_launches.layer("llama").traced
+
+
+def test_prompts_take_the_kernel_where_it_moves_less() -> None:
+    """As `prompts` of the report says: the end of a long prompt, and a whole one."""
+    kernel, reference = "paged_attention_prefill", "ScaledDotProductAttention"
+    end = decode_launches.layer("qwen3", context=2048, rows=8).traced
+    assert end[kernel][0] == 1 and reference not in end and "Gather" not in end
+    whole = decode_launches.layer("qwen3", rows=512).traced
+    assert whole[reference][0] == 1 and kernel not in whole and whole["Gather"][0] == 1
+    without = decode_launches.layer("qwen3", context=2048, kernels=False, rows=8).traced
+    assert without[reference][0] == 1
