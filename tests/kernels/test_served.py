@@ -46,6 +46,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, models, tmp_path: Path):  # noqa: F81
         tokens: int = 4,
         model: str = "qwen3",
         rounds: int = 1,
+        sampling: dict[str, Any] | None = None,
         **options: Any,
     ) -> tuple[list[Any], Counter[str]]:
         launches = HostLaunches()
@@ -61,9 +62,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, models, tmp_path: Path):  # noqa: F81
             options = {"max_num_seqs": 4, "skip_tokenizer_init": True, **options}
             llm = LLM(model=models(model).name_or_path, dtype=dtype, **options)
             try:
-                params = SamplingParams(
-                    temperature=0, max_tokens=tokens, logprobs=1, detokenize=False
-                )
+                wanted = {"temperature": 0, "logprobs": 1} | (sampling or {})
+                params = SamplingParams(max_tokens=tokens, detokenize=False, **wanted)
                 given: Any = [{"prompt_token_ids": ids} for ids in prompts]
                 for _ in range(rounds):
                     outputs = llm.generate(given, params, use_tqdm=False)
@@ -168,6 +168,19 @@ def test_prompts_are_read_from_the_cache_in_place(serve, name: str) -> None:
     if name == "chunked":
         # Five pieces of 32 tokens at most hold the 142 of the prompts.
         assert launched[PREFILL] >= LAYERS * 5
+
+
+@pytest.mark.parametrize("wanted", [{}, {"top_k": 20, "top_p": 0.9}, {"min_p": 0.02}], ids=str)
+def test_tokens_are_drawn_by_the_kernel(serve, wanted: dict[str, Any]) -> None:
+    """The kernel and its reference draw with the same random numbers."""
+    options: Any = {
+        "sampling": {"temperature": 1.2, "seed": 3, "logprobs": None} | wanted,
+        "tokens": 8,
+    }
+    expected, _ = serve("float32", None, **options)
+    found, launched = serve("float32", contract, **options)
+    assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]
+    assert launched["sample"] == 8
 
 
 def test_the_doctor_shows_the_verdicts(
