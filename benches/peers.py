@@ -160,12 +160,20 @@ class Ours:
         return torch.from_dlpack(lazy).argmax(-1)
 
     def decode(self, tokens: torch.Tensor, context: int, steps: int) -> torch.Tensor:
-        """Greedy tokens [batch, steps] after `context` tokens in the cache."""
-        found = []
+        """Greedy tokens [batch, steps] after `context` tokens in the cache. A step is begun before
+        the last one's tokens are read, as when serving."""
+        ids, found = tokens.to(torch.int32), []
+        places = [(row, row) for row in range(len(ids))]
+        last = None
         for step in range(steps):
-            tokens = self._step(tokens.to(torch.int32)[:, None], context + step)
-            found.append(tokens)
-        return torch.stack(found, 1)
+            inputs, attention = self._arguments(ids[:, None], context + step)
+            if last is not None:
+                inputs["input_ids"] = core.SampledIds(ids, *last, places)
+            _, *following = self.model._model.sample(inputs, attention, ahead=True)
+            if last is not None:
+                found.append(torch.from_dlpack(last[0]))
+            last = following
+        return torch.stack([*found, torch.from_dlpack(last[0])], 1)
 
     def close(self) -> None:
         del self.model
@@ -196,11 +204,15 @@ class MlxLm:
         return torch.tensor(lazy[:, -1].argmax(-1).tolist())
 
     def decode(self, tokens: torch.Tensor, context: int, steps: int) -> torch.Tensor:
-        found = []
-        for _ in range(steps):
-            tokens = self._step(tokens[:, None])
-            found.append(tokens)
-        return torch.stack(found, 1)
+        """As mlx-lm's `generate_step`: a step is begun before the last one's tokens are read."""
+        last, found = mx.array(tokens.numpy()), []
+        for step in range(steps):
+            following = self.model(last[:, None], cache=self.cache)[:, -1].argmax(-1)
+            mx.async_eval(following)
+            if step > 0:
+                found.append(torch.tensor(last.tolist()))
+            last = following
+        return torch.stack([*found, torch.tensor(last.tolist())], 1)
 
     def close(self) -> None:
         del self.model
