@@ -160,8 +160,9 @@ class MetalPlatform(Platform):
     def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
         envs.validate()
         _refuse_unsupported(vllm_config)
-        if not envs.USE_MLX.value():
-            # vLLM's own runner would wait for CUDA.
+        model_config = vllm_config.model_config
+        if not envs.USE_MLX.value() or (model_config and model_config.runner_type == "pooling"):
+            # vLLM's own outputs would wait for CUDA.
             vllm_config.scheduler_config.async_scheduling = False
         if vllm_config.parallel_config.worker_cls == "auto":
             vllm_config.parallel_config.worker_cls = "vllm_metal.worker.MetalWorker"
@@ -174,9 +175,9 @@ class MetalPlatform(Platform):
         if not cache_config.user_specified_block_size and envs.BLOCK_SIZE.name in os.environ:
             cache_config.block_size = envs.BLOCK_SIZE.value()
             cache_config.user_specified_block_size = True
-        if vllm_config.model_config is not None and os.path.isdir(vllm_config.model_config.model):
+        if model_config is not None and os.path.isdir(model_config.model):
             # Here, in the process that the user started, a bad file is the last line they read.
-            checkpoint.check_directory(vllm_config.model_config.model)
+            checkpoint.check_directory(model_config.model)
 
 
 def _refuse_unsupported(vllm_config: "VllmConfig") -> None:

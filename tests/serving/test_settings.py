@@ -62,6 +62,15 @@ def test_what_is_turned_off(vllm_config):
     assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
 
 
+def test_steps_run_ahead_where_they_are_lowered(vllm_config, monkeypatch):
+    """vLLM's default, which the user may turn off; its PyTorch runner would wait for CUDA."""
+    monkeypatch.setenv("VLLM_METAL_USE_MLX", "1")
+    assert vllm_config().scheduler_config.async_scheduling
+    assert not vllm_config(async_scheduling=False).scheduler_config.async_scheduling
+    monkeypatch.setenv("VLLM_METAL_USE_MLX", "0")
+    assert not vllm_config(async_scheduling=True).scheduler_config.async_scheduling
+
+
 def test_mlx_as_a_compilation_backend(vllm_config, monkeypatch):
     monkeypatch.setenv("VLLM_METAL_USE_MLX", "1")
     assert vllm_config(compilation_config={"backend": "mlx"}).compilation_config.backend == "mlx"
