@@ -265,9 +265,9 @@ fn run(
     attention: Vec<LayerMetadata>,
     head: Head,
 ) -> Result<Vec<Array>> {
-    let is_continued = inputs
-        .iter()
-        .any(|(_, sent)| matches!(sent, Sent::Sampled { .. }));
+    let takes =
+        |(_, sent): &(_, Sent)| matches!(sent, Sent::Sampled { places, .. } if !places.is_empty());
+    let is_continued = inputs.iter().any(takes);
     if model.is_dirty() || (model.is_in_flight() && !is_continued) {
         settle(model, state)?;
     }

@@ -104,10 +104,11 @@ def test_a_step_that_takes_no_token_waits(runtime: Any, build: Callable[..., Any
     lowered = lower(runtime, build, "qwen3")
     allocate(lowered)
     ids = torch.tensor([5], dtype=torch.int32)
-    begin(lowered, [1], ids)
-    before = runtime.counters()["evaluations"]
-    begin(lowered, [2], ids)
-    assert runtime.counters()["evaluations"] == before + 1
+    for following in (lambda last: ids, lambda last: core.SampledIds(ids, *last, [])):
+        last = begin(lowered, [1], ids)
+        before = runtime.counters()["evaluations"]
+        begin(lowered, [2], following(last))
+        assert runtime.counters()["evaluations"] == before + 1
 
 
 def test_what_does_not_fit_is_refused(runtime: Any, build: Callable[..., Any]) -> None:
