@@ -14,19 +14,20 @@ from zoo import coverage
 from zoo.case import Outcome
 from zoo.pool import Pool
 from zoo.registry import cases
+from zoo.sizes import VARIANT
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="parts of names")
     parser.add_argument("--only", choices=["both", "vllm"], help="which registries know it")
-    parser.add_argument("--variant", help="other sizes, see zoo/shrink.py: usual, other")
+    parser.add_argument("--variant", metavar="SEED", help="other configurations, see zoo/draw.py")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE", help="the rows, as JSON")
     parser.add_argument("--write", type=Path, metavar="FILE", help="the table, as Markdown")
     options = parser.parse_args()
     if options.variant:
-        os.environ["ZOO_VARIANT"] = options.variant  # for the processes that run cases
+        os.environ[VARIANT] = options.variant  # for the processes that run cases
     some = options.names or options.only
     rows = {} if options.json is None or not some else _read(options.json)
     done = 0

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny random checkpoints, saved as Hugging Face saves them."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from zoo import differences
-from zoo.shrink import shrink
+from zoo.compare import log_probabilities, prompts
+from zoo.draw import configuration
 
 STD = 0.1
 """Of all matrices: with the usual 0.02 the layers add so little to the residual stream that a model
@@ -21,7 +23,7 @@ def build(architecture: str, directory: Path) -> PreTrainedModel:
     Tensors are renamed to what vLLM's loader asks for where that is something else.
     """
     model_class = getattr(transformers, architecture)
-    config = shrink(model_class.config_class)
+    config = configuration(model_class.config_class, architecture, partial(_answer, model_class))
     config._attn_implementation = "eager"
     torch.manual_seed(sum(architecture.encode()))
     model = model_class(config).float().eval()
@@ -30,6 +32,12 @@ def build(architecture: str, directory: Path) -> PreTrainedModel:
     model.save_pretrained(directory)
     differences.rename(directory / "model.safetensors", model, architecture)
     return model
+
+
+def _answer(model_class: type[PreTrainedModel], config: PretrainedConfig) -> None:
+    """Raises what the model raises, built as the configuration says, for some tokens."""
+    config._attn_implementation = "eager"
+    log_probabilities(model_class(config).float().eval(), prompts()[1], [])
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from vllm import LLM, SamplingParams
 
 from zoo.case import TIE, TOLERANCE
-from zoo.shrink import VOCAB_SIZE
+from zoo.sizes import SIZES
 
 LENGTHS = (1, 6, 17, 40, 70)
 NUM_TOKENS = 8
@@ -29,7 +29,7 @@ class Comparison:
 def prompts(seed: int = 0) -> list[list[int]]:
     """Prompts of random tokens; together more than one step takes, so one of them is cut."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist() for n in LENGTHS]
+    return [torch.randint(3, SIZES.vocab_size, (n,), generator=generator).tolist() for n in LENGTHS]
 
 
 @dataclass

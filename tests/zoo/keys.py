@@ -9,62 +9,52 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from zoo.shrink import HIDDEN_SIZE, MOST_LAYERS, NUM_HEADS, VOCAB_SIZE, WINDOW, shrink_count
+from zoo.shrink import shrink_count
+from zoo.sizes import MOST_LAYERS, SIZES
 
 _VALUES: dict[str, Any] = {
     "activation_function": "silu",
     "attention_gate_func": "softplus",
     "attn_implementation": None,
-    "block_dim": HIDDEN_SIZE,
     "bskcn_1": [1],
     "bskcn_2": [1],
     "bskcn_3": [2],
     "bskcn_4": [2],
     "bskcn_tv": [0.9, 0.8],
-    "conv_dim": HIDDEN_SIZE,
     "decoder_sparse_step": 1,
-    "dim_model_base": HIDDEN_SIZE // 2,
     "emb_neighbor_num": 3,
     "emb_split_num": 2,
     "first_k_dense_replace": 1,
-    "head_dim": HIDDEN_SIZE // NUM_HEADS,
     "hidden_act": "silu",
     "hidden_activation": "gelu_pytorch_tanh",
     "add_swa_attention_sink_bias": True,
     "hybrid_layer_pattern": [0, 1, 1, 0],
     "interpolation_factor": None,
     "is_causal": True,
-    "expert_hidden_dim": 96,
     "layernorm_num_groups": 1,
     "max_position_embedding": 256,
     "max_window_layers": 0,
     "merged_lora": None,
     "linear_conv_kernel_dim": 4,
-    "linear_num_key_heads": NUM_HEADS,
     "mla_scale_kv_lora": True,
     "mla_scale_q_lora": True,
     "mlp_only_layers": [],
     "moe_layer_freq": 1,
-    "multi_query_group_num": NUM_HEADS // 2,
     "ngram_vocab_size_ratio": 2,
-    "num_attention_groups": NUM_HEADS // 2,
     "original_rope": True,
     "param_sink_number": 0,
     "position_embedding_type": "rope",
     "position_layers": ["rope", "nope"] * (MOST_LAYERS // 2),
     "query_key_norm": True,
     "query_pre_attn_scalar": 16,
-    "rope_head_dim": 16,
     "rope_local_theta": 10000.0,
     "rope_scaling": None,
     "rope_theta": 10000.0,
-    "rotary_dim": 16,
     "route_norm": True,
     "router_score_func": "sigmoid",
     "score_func": "sigmoid",
     "score_function": "sigmoid",
     "scoring_func": "sigmoid",
-    "share_expert_dim": 96,
     "share_q_dim": 32,
     "short_conv_kernel_size": 4,
     "tie_word_embeddings": False,
@@ -73,6 +63,24 @@ _VALUES: dict[str, Any] = {
     "topk_method": "noaux_tc",
     "zero_expert_type": "identity",
 }
+
+
+def _sized() -> dict[str, Any]:
+    return {
+        "block_dim": SIZES.hidden_size,
+        "conv_dim": SIZES.hidden_size,
+        "dim_model_base": SIZES.hidden_size // 2,
+        "head_dim": SIZES.hidden_size // SIZES.num_heads,
+        "expert_hidden_dim": SIZES.intermediate_size,
+        "linear_num_key_heads": SIZES.num_heads,
+        "multi_query_group_num": SIZES.grouped_heads,
+        "num_attention_groups": SIZES.grouped_heads,
+        "padded_vocab_size": SIZES.vocab_size,
+        "rope_head_dim": SIZES.hidden_size // SIZES.num_heads,
+        "rotary_dim": SIZES.hidden_size // SIZES.num_heads,
+        "share_expert_dim": SIZES.intermediate_size,
+    }
+
 
 ALWAYS = {
     "mla_use_nope": True,
@@ -108,20 +116,34 @@ IMPLIED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 """Where a class writes the first key: what checkpoints say too, and vLLM has other defaults for."""
 
-BY_LAYER: dict[str, list[Any]] = {
-    "block_configs": [
-        {
-            "attention": {"no_op": False, "n_heads_in_group": 2},
-            "ffn": {"no_op": False, "ffn_mult": 1.5},
-        },
-        {"attention": {"no_op": True}, "ffn": {"no_op": False, "intermediate_size": 96}},
-    ],
-    "interleaved_sliding_window": [WINDOW, None],
-    "layer_types": ["sliding_attention", "full_attention"],
-    "per_layer_config": [{"head_dim": HIDDEN_SIZE // NUM_HEADS, "num_attention_heads": NUM_HEADS}],
-    "window_sizes": [[WINDOW, 0], [-1, -1]],
-}
-"""Keys with a value for each layer, which these are repeated for."""
+
+def _by_layer() -> dict[str, list[Any]]:
+    """Keys with a value for each layer, which these are repeated for."""
+    return {
+        "block_configs": [
+            {
+                "attention": {
+                    "no_op": False,
+                    "n_heads_in_group": SIZES.num_heads // SIZES.grouped_heads,
+                },
+                "ffn": {"no_op": False, "ffn_mult": 1.5},
+            },
+            {
+                "attention": {"no_op": True},
+                "ffn": {"no_op": False, "intermediate_size": SIZES.intermediate_size},
+            },
+        ],
+        "interleaved_sliding_window": [SIZES.window, None],
+        "layer_types": ["sliding_attention", "full_attention"],
+        "per_layer_config": [
+            {
+                "head_dim": SIZES.hidden_size // SIZES.num_heads,
+                "num_attention_heads": SIZES.num_heads,
+            }
+        ],
+        "window_sizes": [[SIZES.window, 0], [-1, -1]],
+    }
+
 
 TOGETHER = {
     "hybrid_layer_pattern": (
@@ -160,7 +182,6 @@ _RULES: list[tuple[str, Any]] = [
     (r"use_.*|.*_bias|bias|enable_.*|need_.*|.*_residual_connection.*|.*multimodal", False),
     (r".*(scale_factor|multiplier|scaling(_factor)?|output_mult)|scale_(emb|depth)", 1.25),
     (r"(attn|final)_logit_softcapping", 30.0),
-    (r"padded_vocab_size", VOCAB_SIZE),
     (r"(mova_)?num_experts|moe_num_experts", 8),
     (r"(mova_)?num_experts_per_tok|moe_top_k", 2),
     (r"n(um)?_shared_experts?", 1),
@@ -178,8 +199,10 @@ def value(name: str, config: dict[str, Any]) -> Any:
         return known_elsewhere
     if name in _VALUES:
         return _VALUES[name]
-    if name in BY_LAYER:
-        kinds = BY_LAYER[name]
+    if name in (sized := _sized()):
+        return sized[name]
+    if name in (by_layer := _by_layer()):
+        kinds = by_layer[name]
         return [kinds[layer % len(kinds)] for layer in range(config["num_hidden_layers"])]
     if name == "n_layer":
         return config["num_hidden_layers"]

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from zoo import sizes
 from zoo.case import Case, Outcome, run, set_environment
 
 CPU_SECONDS = 120
@@ -79,6 +80,8 @@ class Pool:
             added.append(missing[1])
         if outcome.result == "differs":
             self._ask_torch(case, added, outcome)
+        elif outcome.result.startswith("failed to") and sizes.seed():
+            self._ask_whether_refused(case, added, outcome)
         if outcome.result == "ran":
             self._judge_by_torch(case, added, outcome)
         return outcome
@@ -103,6 +106,15 @@ class Pool:
                 outcome.result = "as vLLM"
         elif torch.result != "passed":
             outcome.reason += f"; vLLM's PyTorch model {torch.result}: {torch.reason}"
+
+    def _ask_whether_refused(self, case: Case, added: list[str], outcome: Outcome) -> None:
+        """A configuration that was drawn may be one that vLLM's own model has no code for."""
+        torch = self._run_once(case, added, torch=True)
+        if (torch.result, torch.reason) == (outcome.result, outcome.reason):
+            where = "Hugging Face" if outcome.result == "failed to build" else "vLLM"
+            outcome.result = f"refused by {where}"
+        else:
+            outcome.reason += f"; vLLM's PyTorch model {torch.result} {torch.reason}"
 
     def _judge_by_torch(self, case: Case, added: list[str], outcome: Outcome) -> None:
         """Without a Hugging Face model the reference is vLLM's own."""

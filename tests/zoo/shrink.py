@@ -3,69 +3,15 @@
 
 Fields are recognised by their names, which families share; a value keeps its relation to the
 others (grouped heads stay grouped, values narrower than keys stay narrower). No model is named.
-
-The environment variable `ZOO_VARIANT` picks other sizes: what passes in one passes in all, or the
-lowering knows the sizes of its tests.
 """
 
-import contextlib
-import os
 import re
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a variant of the zoo has: `head_share` is the share of a default head size,
-    `rope_scaling` whether plain rotary embeddings are scaled."""
-
-    hidden_size: int = 64
-    num_heads: int = 4
-    head_share: int = 8
-    num_layers: int = 3
-    num_experts: int = 8
-    window: int = 24
-    rope_scaling: bool = False
-
-
-VARIANTS = {
-    "usual": Sizes(),
-    "other": Sizes(
-        hidden_size=128,
-        head_share=4,
-        num_layers=4,
-        num_experts=12,
-        window=17,
-        rope_scaling=True,
-    ),
-}
-SIZES = VARIANTS[os.environ.get("ZOO_VARIANT", "usual")]
-
-VOCAB_SIZE = 320
-HIDDEN_SIZE = SIZES.hidden_size
-NUM_HEADS = SIZES.num_heads
-MAX_POSITIONS = 256
-WINDOW = SIZES.window
-"""Shorter than most prompts of the zoo, and no multiple of a block."""
-MOST_LAYERS = 12
-
-ROPE_SCALINGS: list[dict[str, Any]] = [
-    {"rope_type": "linear", "factor": 4.0},
-    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": MAX_POSITIONS // 4},
-    {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": MAX_POSITIONS // 4,
-    },
-]
+from zoo.sizes import MAX_POSITIONS, MOST_LAYERS, SIZES
 
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
@@ -78,6 +24,10 @@ def _fixed(number: int) -> Callable[[int, dict[str, Any]], int]:
     return lambda default, fields: number if default > 0 else default
 
 
+def _size(name: str, times: int = 1) -> Callable[[int, dict[str, Any]], int]:
+    return lambda default, fields: times * getattr(SIZES, name) if default > 0 else default
+
+
 def _at_most(number: int) -> Callable[[int, dict[str, Any]], int]:
     return lambda default, fields: min(number, default)
 
@@ -85,32 +35,58 @@ def _at_most(number: int) -> Callable[[int, dict[str, Any]], int]:
 def _intermediate_size(default: int, fields: dict[str, Any]) -> int:
     # Some models take four times the hidden size for granted.
     four_times = default == 4 * (fields.get("hidden_size") or 0)
-    return 4 * HIDDEN_SIZE if four_times else 96 if default > 0 else 0
+    return 4 * SIZES.hidden_size if four_times else SIZES.intermediate_size if default > 0 else 0
 
 
 def _head_size(default: int, fields: dict[str, Any]) -> int:
-    return max(4, default // SIZES.head_share) if default else 0
+    return max(4, default * SIZES.head_size // 128) if default else 0
 
 
 def _merged_size(default: int, fields: dict[str, Any]) -> int:
     # Of the patches of a square, side by side.
     merge_size = fields.get("vision_config", {}).get("merge_size")
-    return merge_size**2 * HIDDEN_SIZE if merge_size else default
+    return merge_size**2 * SIZES.hidden_size if merge_size else default
 
 
 def _kv_heads(default: int, fields: dict[str, Any]) -> int:
     heads = next((fields[k] for k in _HEADS if _is_count(fields.get(k))), default)
-    return NUM_HEADS if default >= heads else 1 if default == 1 else NUM_HEADS // 2
+    if SIZES.num_kv_heads:
+        return SIZES.num_kv_heads
+    return SIZES.num_heads if default >= heads else 1 if default == 1 else SIZES.grouped_heads
 
 
 def _state_heads(default: int, fields: dict[str, Any]) -> int:
     # Of a state-space layer twice as wide as the model, where there is one.
     size = fields.get("head_dim")
-    return 2 * HIDDEN_SIZE // _head_size(size, fields) if size else NUM_HEADS
+    return 2 * SIZES.hidden_size // _head_size(size, fields) if size else SIZES.num_heads
 
 
 def _key_heads(default: int, fields: dict[str, Any]) -> int:
-    return NUM_HEADS if default == fields.get("linear_num_value_heads") else NUM_HEADS // 2
+    equal = default == fields.get("linear_num_value_heads")
+    return SIZES.num_heads if equal else SIZES.grouped_heads
+
+
+def _state_size(name: str) -> Callable[[int, dict[str, Any]], int]:
+    return lambda default, fields: min(default, getattr(SIZES, name))
+
+
+def _chosen(name: str, usual: int) -> Callable[[int, dict[str, Any]], int]:
+    # What is drawn, or the default up to a usual number.
+    return lambda default, fields: getattr(SIZES, name) or min(default, usual)
+
+
+def _share_of_heads(times: int) -> Callable[[int, dict[str, Any]], int]:
+    return lambda default, fields: times * SIZES.hidden_size // SIZES.num_heads
+
+
+def _state_heads_of(default: int, fields: dict[str, Any]) -> int:
+    # A state-space layer is twice as wide as the model.
+    return 2 * SIZES.hidden_size // SIZES.state_head_size
+
+
+def _chosen_groups(default: int, fields: dict[str, Any]) -> int:
+    groups = SIZES.expert_groups
+    return max(1, groups // 2) if groups else min(default, 2)
 
 
 def _dense_layers(default: int, fields: dict[str, Any]) -> int:
@@ -124,26 +100,25 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 
 _RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
     # sizes
-    (r"hidden_size|d_model|n_embd|word_embed_proj_dim|dim_model_base", _fixed(HIDDEN_SIZE)),
+    (r"hidden_size|d_model|n_embd|word_embed_proj_dim|dim_model_base", _size("hidden_size")),
     (r"out_hidden_size", _merged_size),
-    (r"attention_hidden_size|mamba_d_ssm|ple_embed_dim", _fixed(2 * HIDDEN_SIZE)),
+    (r"attention_hidden_size|mamba_d_ssm|ple_embed_dim", _size("hidden_size", 2)),
     (r"hidden_size_per_layer_input|moe_latent_size", _fixed(32)),
     (r".*intermediate_size.*|ffn_dim|.*ffn_hidden_size|n_inner|d_ff", _intermediate_size),
-    (r"vocab_size|unpadded_vocab_size|vocab_size_per_layer_input", _fixed(VOCAB_SIZE)),
+    (r"vocab_size|unpadded_vocab_size|vocab_size_per_layer_input", _size("vocab_size")),
     (
         r"max_position_embeddings|n_positions|max_seq_len|seq_length|model_max_length",
         _fixed(MAX_POSITIONS),
     ),
-    (r"(q|kv|o)_lora_rank|hc_lowrank|adapter_rank|laurel_rank", _fixed(16)),
+    (r"(q|kv|o)_lora_rank|hc_lowrank|adapter_rank|laurel_rank", _size("latent_rank")),
     (r"block_multiple_of", _fixed(16)),
     (r".*ngram_vocab_size_base", _fixed(64)),
     (r"make_ngram_vocab_size_divisible_by|split_ngram_parts", _fixed(4)),
     # heads
-    (r"attention_head_dim", _fixed(2 * HIDDEN_SIZE // NUM_HEADS)),
-    (r"kv_channels", _fixed(HIDDEN_SIZE // NUM_HEADS)),
-    # A state-space layer is twice as wide as the model.
-    (r"(mamba_)?n_mamba_heads|mamba_n_heads|mamba_num_heads", _fixed(2 * HIDDEN_SIZE // 16)),
-    (r"mamba_(d_head|head_?dim)", _fixed(16)),
+    (r"attention_head_dim", _share_of_heads(2)),
+    (r"kv_channels", _share_of_heads(1)),
+    (r"(mamba_)?n_mamba_heads|mamba_n_heads|mamba_num_heads", _state_heads_of),
+    (r"mamba_(d_head|head_?dim)", _size("state_head_size")),
     (r"num_heads", _state_heads),
     (r"mamba_dt_rank|time_step_rank", _fixed(8)),
     (
@@ -152,9 +127,12 @@ _RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
     ),
     (r"rotary_dim", _head_size),
     (r"num_key_value_heads|num_kv_heads|num_query_groups|num_global_key_value_heads", _kv_heads),
-    (r"swa_num_key_value_heads", _fixed(NUM_HEADS // 2)),
+    (r"swa_num_key_value_heads", _size("grouped_heads")),
     (r"linear_num_key_heads", _key_heads),
-    (r"num_attention_heads|n_heads?|(linear|swa)_num_(value_|attention_)?heads", _fixed(NUM_HEADS)),
+    (
+        r"num_attention_heads|n_heads?|(linear|swa)_num_(value_|attention_)?heads",
+        _size("num_heads"),
+    ),
     # So many that hardly a key is on the negative side of all: scores of 0 would be ties.
     (r"index_n_heads", _fixed(16)),
     # layers
@@ -162,36 +140,45 @@ _RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
     (r"num_layers_per_stack", _fixed(2)),
     (r"num_(nextn_predict|mtp)_layers", _at_most(0)),
     # experts
-    (r"(n_routed|num|num_local|moe_num)_experts", _fixed(SIZES.num_experts)),
-    (r"(num_experts_per_tok(en)?|moe_topk|moe_k|moe_top_k|top_k_experts)", _at_most(3)),
-    (r"n_group|num_expert_group", _at_most(4)),
-    (r"topk_group", _at_most(2)),
+    (r"(n_routed|num|num_local|moe_num)_experts", _size("num_experts")),
+    (
+        r"(num_experts_per_tok(en)?|moe_topk|moe_k|moe_top_k|top_k_experts)",
+        _chosen("experts_per_token", 3),
+    ),
+    (r"n_group|num_expert_group", _chosen("expert_groups", 4)),
+    (r"topk_group", _chosen_groups),
     (r"zero_expert_num", _fixed(4)),
     # positions
-    (r"sliding_window(_size)?", _fixed(WINDOW)),
+    (r"sliding_window(_size)?", _size("window")),
     (r"attention_chunk_size", _fixed(32)),  # vLLM wants whole blocks
     (r"floor_scale", _fixed(16)),
     (r"index_topk", _fixed(16)),
     (r"rel_extent", _fixed(32)),
     (r"d_rel", _at_most(8)),
     # recurrent state
-    (r"(mamba_)?(n_groups|ngroups)", _at_most(2)),
-    (r"mamba_d_state|ssm_state_size|state_size", _at_most(16)),
+    (r"(mamba_)?(n_groups|ngroups)", _state_size("state_groups")),
+    (r"mamba_d_state|ssm_state_size|state_size", _state_size("state_size")),
     (r"(mamba_)?chunk_size", _at_most(16)),
+    (
+        r"mamba_d_conv|conv_kernel(_size)?|conv_L_cache|linear_conv_kernel_dim",
+        _chosen("convolution", 4),
+    ),
 ]
 
-_FILLED: dict[str, Any] = {
-    "num_experts_per_tok": 3,
-    "num_key_value_heads": NUM_HEADS // 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "layer_types": ["conv", "full_attention", "conv", "full_attention"][: SIZES.num_layers],
-    "output_gate_type": "sigmoid",
-    "indexer_n_heads": NUM_HEADS,
-    "indexer_kv_heads": 1,
-    "indexer_head_dim": 32,
-    "indexer_budget": 16,
-    "indexer_compress_ratio": 4,
+_FILLED: dict[str, Callable[[], Any]] = {
+    "num_experts_per_tok": lambda: SIZES.experts_per_token or 3,
+    "num_key_value_heads": lambda: SIZES.grouped_heads,
+    "n_group": lambda: 1,
+    "topk_group": lambda: 1,
+    "layer_types": lambda: (
+        ["conv", "full_attention"] * (SIZES.num_layers // 2) + ["conv"] * (SIZES.num_layers % 2)
+    ),
+    "output_gate_type": lambda: "sigmoid",
+    "indexer_n_heads": lambda: SIZES.num_heads,
+    "indexer_kv_heads": lambda: 1,
+    "indexer_head_dim": lambda: 32,
+    "indexer_budget": lambda: 16,
+    "indexer_compress_ratio": lambda: 4,
 }
 """What checkpoints say where the class has None, for models that do not run without."""
 
@@ -221,22 +208,7 @@ def shrink(config_class: type[PretrainedConfig]) -> PretrainedConfig:
     before = next((fields[n] for n in _LAYER_COUNTS if _is_count(fields.get(n))), 4)
     after = min(before, _num_layers(fields, before))
     changes = _shrink_fields(fields, before, after)
-    rope = changes.get("rope_parameters")
-    if SIZES.rope_scaling and isinstance(rope, dict) and rope.get("rope_type") == "default":
-        for scaling in _rope_scalings(config_class, fields):
-            with contextlib.suppress(KeyError, StrictDataclassError):  # of a kind not known
-                return config_class(**changes | {"rope_parameters": rope | scaling})
     return config_class(**changes)
-
-
-def _rope_scalings(
-    config_class: type[PretrainedConfig], fields: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Scalings to try. vLLM takes any scaling of latent attention for YaRN."""
-    first = zlib.crc32(config_class.__name__.encode()) % len(ROPE_SCALINGS)
-    order = ROPE_SCALINGS[first:] + ROPE_SCALINGS[:first]
-    latent = "kv_lora_rank" in fields
-    return [scaling for scaling in order if scaling["rope_type"] == "yarn" or not latent]
 
 
 def _num_layers(fields: dict[str, Any], before: int) -> int:
@@ -286,7 +258,7 @@ def _shrink_field(name: str, value: Any, fields: dict[str, Any], before: int, af
     if isinstance(value, list) and name.endswith(("_ids", "_idxs", "_layers")):
         return _indices(value, after)
     if value is None and name in _FILLED:
-        return _FILLED[name]
+        return _FILLED[name]()
     if _is_count(value):
         try:
             return shrink_count(name, value, fields)

@@ -16,7 +16,7 @@ from transformers import AutoConfig, LlamaConfig
 from vllm_metal.capture import capture_config, construct, single_process
 from zoo import keys
 from zoo.checkpoint import STD
-from zoo.shrink import shrink
+from zoo.draw import configuration
 
 MOST_KEYS = 40
 _MISSING = re.compile(r"'\w*' object has no attribute '(\w+)'")
@@ -96,11 +96,11 @@ def _beginning(architecture: str) -> dict[str, Any]:
     name = known.get(_plain(stem)) or known.get(_plain(module))
     if name is None:
         name = SyntheticConfig.model_type
-        config = shrink(LlamaConfig).to_dict()
+        config = configuration(LlamaConfig, architecture).to_dict()
         config |= _layer_kinds(architecture, config)
     else:
         config_class = _CONFIG_REGISTRY[name] if name in _CONFIG_REGISTRY else CONFIG_MAPPING[name]
-        config = shrink(config_class).to_dict()
+        config = configuration(config_class, architecture).to_dict()
     if "initializer_range" in config:
         config["initializer_range"] = 1.0  # some divide vectors by it, and `load` draws them near 1
     return config | keys.REQUIRED | {"model_type": name, "architectures": [architecture]}
