@@ -6,7 +6,6 @@ A run of some keeps the rows of the others in its JSON file and its table.
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -14,24 +13,23 @@ from zoo import coverage
 from zoo.case import Outcome
 from zoo.pool import Pool
 from zoo.registry import cases
-from zoo.sizes import VARIANT
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="parts of names")
     parser.add_argument("--only", choices=["both", "vllm"], help="which registries know it")
-    parser.add_argument("--variant", metavar="SEED", help="other configurations, see zoo/draw.py")
+    parser.add_argument(
+        "--variant", metavar="SEED", default="", help="other configurations, see zoo/draw.py"
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE", help="the rows, as JSON")
     parser.add_argument("--write", type=Path, metavar="FILE", help="the table, as Markdown")
     options = parser.parse_args()
-    if options.variant:
-        os.environ[VARIANT] = options.variant  # for the processes that run cases
     some = options.names or options.only
     rows = {} if options.json is None or not some else _read(options.json)
     done = 0
-    with Pool(options.processes) as pool:
+    with Pool(options.processes, options.variant) as pool:
         known = pool.call(cases)
         chosen = [
             case

@@ -29,8 +29,10 @@ MOST_TRIES = 8
 class Pool:
     """`processes` cases at a time. Use as a context."""
 
-    def __init__(self, processes: int = 2) -> None:
+    def __init__(self, processes: int = 2, seed: str = "") -> None:
+        """`seed` draws configurations, see zoo/draw.py."""
         set_environment()
+        self._seed = seed
         # Python's fork server silently passes over what it does not find on this path.
         path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
@@ -50,7 +52,7 @@ class Pool:
         Raises TimeoutError, or ChildProcessError when the process ended without one.
         """
         receive, send = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_child, args=(send, function, arguments))
+        process = self._context.Process(target=_child, args=(send, function, arguments, self._seed))
         process.start()
         send.close()
         try:
@@ -80,7 +82,7 @@ class Pool:
             added.append(missing[1])
         if outcome.result == "differs":
             self._ask_torch(case, added, outcome)
-        elif outcome.result.startswith("failed to") and sizes.seed():
+        elif outcome.result.startswith("failed to") and self._seed:
             self._ask_whether_refused(case, added, outcome)
         if outcome.result == "ran":
             self._judge_by_torch(case, added, outcome)
@@ -133,7 +135,10 @@ _MISSING_KEY = re.compile(
 )
 
 
-def _child(send: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _child(
+    send: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], seed: str
+) -> None:
+    os.environ[sizes.VARIANT] = seed
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
