@@ -91,12 +91,6 @@ impl LazyTensor {
         Ok(LazyTensor { tensor })
     }
 
-    /// Index of the largest element of each row of a matrix, the first of equals: int32, still lazy.
-    fn argmax(&self, py: Python<'_>) -> PyResult<LazyTensor> {
-        let tensor = py.detach(|| self.tensor.argmax())?;
-        Ok(LazyTensor { tensor })
-    }
-
     /// Computes the array and gives its memory, without copying it.
     #[pyo3(signature = (*, stream = None, max_version = None, dl_device = None, copy = None))]
     #[expect(

@@ -284,6 +284,7 @@ fn settle(model: &mut Model, state: &mut State) -> Result<()> {
     let arrays: Vec<Array> = state.tensors.values().cloned().collect();
     state.mlx.eval(arrays.iter().chain(model.cache_arrays()))?;
     model.mark_evaluated();
+    model.mark_landed();
     Ok(())
 }
 

@@ -86,8 +86,7 @@ struct Needs {
     min_p: bool,
 }
 
-/// The rows' parameters as arrays; one step's differ from another's in nothing else where their
-/// [`Sampling::shape`] is the same.
+/// The rows' parameters as arrays.
 pub struct Sampling {
     needs: Needs,
     num_rows: usize,
@@ -146,31 +145,6 @@ impl Sampling {
     /// Whether every row takes its largest logit.
     pub fn is_greedy(&self) -> bool {
         !self.needs.random
-    }
-
-    /// The arrays, which differ between steps of one shape.
-    pub fn arrays_mut(&mut self) -> impl Iterator<Item = &mut Array> {
-        [
-            &mut self.temperature,
-            &mut self.top_k,
-            &mut self.top_p,
-            &mut self.min_p,
-            &mut self.seeds,
-            &mut self.steps,
-        ]
-        .into_iter()
-    }
-
-    /// All that decides the graph of [`sample`] but the logits and the kernel.
-    pub fn shape(&self) -> [i64; 5] {
-        let Needs {
-            random,
-            top_k,
-            top_p,
-            min_p,
-        } = self.needs;
-        let [random, top_k, top_p, min_p] = [random, top_k, top_p, min_p].map(i64::from);
-        [self.num_rows as i64, random, top_k, top_p, min_p]
     }
 }
 

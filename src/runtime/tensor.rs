@@ -78,18 +78,6 @@ impl Tensor {
         self.derive(move |state, array| Ok(state.mlx.slice(array, 0, 0, count, 1)?))
     }
 
-    /// Index of the largest element of each row of a matrix, the first of equals; int32, lazily.
-    ///
-    /// # Errors
-    /// The tensor is a scalar.
-    pub fn argmax(&self) -> Result<Tensor> {
-        self.num_rows()?;
-        self.derive(|state, array| {
-            let index = state.mlx.argmax(array, -1, false)?;
-            Ok(state.mlx.cast(&index, DType::Int32)?)
-        })
-    }
-
     /// Evaluates and copies the elements.
     pub fn to_host(&self) -> Result<HostTensor> {
         let id = self.id;

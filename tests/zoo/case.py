@@ -151,6 +151,10 @@ def _run(directory: Path, added: list[str], outcome: Outcome) -> None:
     outcome.result = "failed to run"
     answers = ask(llm)
     outcome.answers = [answer.logprobs for answer in answers]
+    if not any(max(step.values()) > min(step.values()) for of in outcome.answers for step in of):
+        # Equal answers of this would prove nothing.
+        outcome.reason = "every token is equally likely: vLLM loads no weights that tell them apart"
+        return
     if model is None:
         outcome.result = "ran"
         return

@@ -112,7 +112,7 @@ class Pool:
     def _ask_whether_refused(self, case: Case, added: list[str], outcome: Outcome) -> None:
         """A configuration that was drawn may be one that vLLM's own model has no code for."""
         torch = self._run_once(case, added, torch=True)
-        if (torch.result, torch.reason) == (outcome.result, outcome.reason):
+        if torch.result.startswith("failed to") and torch.reason == outcome.reason:
             where = "Hugging Face" if outcome.result == "failed to build" else "vLLM"
             outcome.result = f"refused by {where}"
         else:

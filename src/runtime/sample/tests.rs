@@ -141,21 +141,6 @@ fn nothing_is_evaluated_and_greedy_rows_launch_nothing() {
 }
 
 #[test]
-fn shapes_say_what_the_graph_is() {
-    let of = |rows: &[Row]| Sampling::new(rows).unwrap().shape();
-    let filtered = Row { top_k: 3, ..RANDOM };
-    assert_eq!(of(&[RANDOM, filtered]), of(&[filtered, RANDOM]));
-    assert_ne!(of(&[RANDOM, filtered]), of(&[RANDOM, RANDOM]));
-    // A filter of a row that takes the largest is none.
-    let greedy = Row {
-        top_k: 3,
-        ..Row::GREEDY
-    };
-    assert_eq!(of(&[greedy]), of(&[Row::GREEDY]));
-    assert_eq!(Sampling::new(&[RANDOM]).unwrap().arrays_mut().count(), 6);
-}
-
-#[test]
 fn parameters_out_of_range_are_refused() {
     let error = |row: Row| Sampling::new(&[RANDOM, row]).err().unwrap().to_string();
     let temperature = |temperature| Row {
