@@ -10,7 +10,7 @@ export VENV
 bin = $(VENV)/bin
 sources = Cargo.toml Cargo.lock build.rs pyproject.toml requirements/dev.txt \
 	$(shell find src lowering python/build_backend python/vllm_wheel -name target -prune -o -type f \
-		\( -name '*.rs' -o -name '*.metal' -o -name '*.py' -o -name '*.toml' -o -name '*.h' \) -print)
+		\( -name '*.rs' -o -name '*.metal' -o -name '*.py' -o -name '*.toml' -o -name '*.cpp' -o -name '*.h' \) -print)
 
 .PHONY: help setup serve test lint format bench coverage ops requirements clean
 

@@ -245,10 +245,11 @@ class LoweredModelRunner(MetalModelRunner):
     ) -> SamplerOutput:
         start = time.perf_counter()
         metadata = self.input_batch.sampling_metadata
-        draws = self._draws.of(self.input_batch.req_ids, self.requests)
+        draws: list[Draw] = []
+        if not metadata.all_greedy:
+            draws = self._draws.of(self.input_batch.req_ids, self.requests)
         if isinstance(logits, Logits) and is_plain(metadata, draws):
-            chosen = None if metadata.all_greedy else draws
-            tokens = logits.sample(chosen, ahead=self.use_async_scheduling)
+            tokens = logits.sample(draws or None, ahead=self.use_async_scheduling)
             output = SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=None)  # type: ignore[arg-type]
         else:
             computed = logits.torch() if isinstance(logits, Logits) else logits

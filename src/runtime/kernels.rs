@@ -3,11 +3,10 @@
 //! there.
 
 use super::error::{Error, Result};
-use super::island::IslandRunner;
+use super::island::{IslandRunner, call_out};
 use super::mlx::{Array, Device, MetalKernel, Mlx, dtype, is_in_place};
 use super::owner::Owner;
-use super::{tensor, weights};
-use lowering::ir::{DType, TensorType};
+use lowering::ir::DType;
 use lowering::kernels::{Expression, Kernel, KernelError, Launch, Sizes, Strides, kernel};
 use lowering::plan::KernelChoice;
 use std::collections::btree_map::Entry;
@@ -31,7 +30,7 @@ pub type Launcher<'a> =
     dyn FnMut(&KernelChoice, &[(&'static str, i64)], &[&Array]) -> Result<Vec<Array>> + 'a;
 
 /// Before a kernel's name where an island runner executes it.
-pub const STAND_IN_TARGET: &str = "kernel.";
+const STAND_IN_TARGET: &str = "kernel.";
 
 /// Steps that are remembered of a choice; decoding meets few.
 const MOST_REMEMBERED: usize = 256;
@@ -39,7 +38,8 @@ const MOST_REMEMBERED: usize = 256;
 /// A kernel with a launch: made once for what repeats every step.
 pub struct Specialisation {
     kernel: &'static Kernel,
-    launch: Launch,
+    /// Grid, threadgroup and outputs.
+    pub launch: Launch,
     /// Shape and dtype of each input.
     inputs: Vec<(Vec<i64>, DType)>,
 }
@@ -52,17 +52,6 @@ fn refused(error: KernelError, name: &str) -> Error {
 }
 
 impl Specialisation {
-    /// Types of the outputs.
-    pub fn outputs(&self) -> Vec<TensorType> {
-        let outputs = self.launch.outputs.iter();
-        outputs
-            .map(|(shape, dtype)| TensorType {
-                dtype: *dtype,
-                shape: shape.iter().map(|size| i64::from(*size).into()).collect(),
-            })
-            .collect()
-    }
-
     /// The launch of a kernel for sizes, parameters and dtypes, by the names of its contract.
     ///
     /// # Errors
@@ -126,12 +115,12 @@ fn axis_size(name: &str, axis: &Expression, sizes: &Sizes) -> Result<i64> {
     })
 }
 
-/// A launch outside of a model's step. Without Metal, which only a test has launch anything, the kernel
-/// is run by its stand-in, called as islands are: then what it reads is evaluated.
+/// Launches a kernel. Without Metal, which only a test has launch anything, the kernel is run by its
+/// stand-in, called as islands are: then what it reads is evaluated.
 ///
 /// # Errors
 /// As [`Kernels::chosen`] and [`Kernels::run`]; there is no stand-in, or it fails.
-pub fn launch_alone(
+pub fn launch(
     mlx: &Mlx,
     owner: &Arc<Owner>,
     kernels: &mut Kernels,
@@ -145,24 +134,18 @@ pub fn launch_alone(
         return kernels.run(mlx, &specialisation, inputs);
     }
     specialisation.check(inputs)?;
-    let target = format!("{STAND_IN_TARGET}{}", choice.name);
-    let runner = stand_in.ok_or_else(|| Error::Island {
-        target: target.clone(),
-        reason: "no runner was given".to_owned(),
-    })?;
     mlx.eval(inputs.iter().copied())?;
-    let exported = inputs
-        .iter()
-        .map(|array| tensor::export_evaluated(mlx, owner, (*array).clone()))
-        .collect::<Result<_>>()?;
-    let launch = serde_json::json!({"sizes": choice.sizes(step), "dtypes": choice.dtypes});
-    let results = runner.run(&target, &launch.to_string(), exported)?;
-    if results.len() != specialisation.launch.outputs.len() {
-        let reason = format!("{} results", results.len());
-        return Err(Error::Island { target, reason });
-    }
-    let results = results.into_iter();
-    results.map(|result| weights::borrow(mlx, result)).collect()
+    let target = format!("{STAND_IN_TARGET}{}", choice.name);
+    let arguments = serde_json::json!({"sizes": choice.sizes(step), "dtypes": choice.dtypes});
+    let count = specialisation.launch.outputs.len();
+    call_out(
+        mlx,
+        owner,
+        stand_in,
+        [&target, &arguments.to_string()],
+        inputs,
+        count,
+    )
 }
 
 impl Kernels {

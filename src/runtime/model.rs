@@ -8,7 +8,7 @@ use super::executor::Graph;
 use super::host::HostTensor;
 use super::inputs::{Input, bind};
 use super::island::IslandRunner;
-use super::kernels::{Kernels, launch_alone};
+use super::kernels::{Kernels, launch};
 use super::kv_cache::{CacheSpec, KvCache};
 use super::mlx::{Array, Device, Mlx, int_array};
 use super::operands::Operands;
@@ -239,7 +239,7 @@ impl Model {
         let sampling = sampling.map_or_else(greedy, Ok)?;
         let mut launch = |choice: &KernelChoice, step: &[_], inputs: &[&Array]| {
             let (mut kernels, islands) = (self.kernels.borrow_mut(), self.islands.as_deref());
-            launch_alone(mlx, owner, &mut kernels, islands, choice, step, inputs)
+            launch(mlx, owner, &mut kernels, islands, choice, step, inputs)
         };
         sample(mlx, logits, &sampling, self.draw.as_ref(), &mut launch)
     }

@@ -16,7 +16,7 @@ mod reference;
 
 use super::error::{Error, Result};
 use super::island::IslandRunner;
-use super::kernels::{Kernels, Launcher, launch_alone};
+use super::kernels::{Kernels, Launcher, launch};
 use super::mlx::{Array, Mlx, dtype, float_array, int_array, word_array};
 use super::tensor::{Tensor, find};
 use lowering::ir::DType;
@@ -218,7 +218,7 @@ pub fn sample_tensor(
         let mut kernels = Kernels::default();
         let stand_in = stand_in.as_deref();
         let mut launch = |choice: &KernelChoice, step: &[_], inputs: &[&Array]| {
-            launch_alone(mlx, &owner, &mut kernels, stand_in, choice, step, inputs)
+            launch(mlx, &owner, &mut kernels, stand_in, choice, step, inputs)
         };
         let logits = find(state, id)?;
         let tokens = sample(mlx, logits, &sampling, kernel.as_ref(), &mut launch)?;

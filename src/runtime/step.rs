@@ -4,15 +4,13 @@
 use super::attention::{Layer, Metadata, Pages, attend, encode_rows, select, write};
 use super::error::{Error, Result};
 use super::executor::Effects;
-use super::island::IslandRunner;
-use super::kernels::{Kernels, STAND_IN_TARGET};
+use super::island::{IslandRunner, call_out};
+use super::kernels::{Kernels, launch};
 use super::kv_cache::KvCache;
 use super::mlx::{self, Array, Device, Mlx};
 use super::operands::{Operands, is_fused};
 use super::owner::Owner;
 use super::state::{self, StateCaches, StateMetadata};
-use super::tensor;
-use super::weights;
 use lowering::ir::{DType, Recurrence, TensorType};
 use lowering::plan::{KernelChoice, StateLayer};
 use std::cell::RefCell;
@@ -386,23 +384,18 @@ impl Effects for StepEffects<'_> {
         step: &[(&'static str, i64)],
         inputs: &[&Array],
     ) -> Result<Vec<Array>> {
-        let specialisation = self.kernels.borrow_mut().chosen(choice, step)?;
-        if self.mlx.device() == Device::Gpu {
-            let mut kernels = self.kernels.borrow_mut();
-            return kernels.run(self.mlx, &specialisation, inputs);
+        if self.mlx.device() != Device::Gpu {
+            self.commit(); // as for an island
         }
-        // Without Metal only a test has kernels run: by its stand-in, called as islands are.
-        specialisation.check(inputs)?;
-        let launch = serde_json::json!({
-            "sizes": choice.sizes(step),
-            "dtypes": choice.dtypes,
-        });
-        let target = format!("{STAND_IN_TARGET}{}", choice.name);
-        self.island(
-            &target,
-            &launch.to_string(),
+        let mut kernels = self.kernels.borrow_mut();
+        launch(
+            self.mlx,
+            self.owner,
+            &mut kernels,
+            self.islands,
+            choice,
+            step,
             inputs,
-            &specialisation.outputs(),
         )
     }
 
@@ -413,10 +406,6 @@ impl Effects for StepEffects<'_> {
         operands: &[&Array],
         types: &[TensorType],
     ) -> Result<Vec<Array>> {
-        let runner = self.islands.ok_or_else(|| Error::Island {
-            target: target.to_owned(),
-            reason: "no runner was given at load".to_owned(),
-        })?;
         // Evaluating while the caches still hold their old arrays would copy them.
         self.commit();
         let mut arrays: Vec<&Array> = operands.to_vec();
@@ -425,20 +414,14 @@ impl Effects for StepEffects<'_> {
         }
         self.mlx.eval(arrays)?;
         self.caches.dirty = false;
-        let exported = operands
-            .iter()
-            .map(|array| tensor::export_evaluated(self.mlx, self.owner, (*array).clone()))
-            .collect::<Result<_>>()?;
-        let results = runner.run(target, arguments, exported)?;
-        if results.len() != types.len() {
-            return Err(Error::Island {
-                target: target.to_owned(),
-                reason: format!("{} results instead of {}", results.len(), types.len()),
-            });
-        }
-        results
-            .into_iter()
-            .map(|result| weights::borrow(self.mlx, result))
-            .collect()
+        let call = [target, arguments];
+        call_out(
+            self.mlx,
+            self.owner,
+            self.islands,
+            call,
+            operands,
+            types.len(),
+        )
     }
 }

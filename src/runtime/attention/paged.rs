@@ -300,17 +300,9 @@ mod tests {
             let specialisation = Specialisation::new(&choice.name, &sizes, &choice.dtypes)?;
             specialisation.check(inputs)?;
             found.push((choice.name.clone(), step.to_vec()));
-            let outputs = specialisation.outputs().into_iter();
+            let outputs = specialisation.launch.outputs.iter();
             outputs
-                .map(|of| {
-                    let shape: Vec<i32> = of
-                        .shape
-                        .iter()
-                        .filter_map(|dim| dim.fixed())
-                        .map(|size| size as i32)
-                        .collect();
-                    Ok(mlx.zeros(&shape, of.dtype)?)
-                })
+                .map(|(shape, dtype)| Ok(mlx.zeros(shape, *dtype)?))
                 .collect()
         });
         assert_eq!(result.unwrap().shape(), [tokens, 4, 32]);
