@@ -2,12 +2,10 @@
 //! Activations of `torch.nn.functional`.
 
 use super::call::{Call, Item};
-use super::dispatch::Claims;
+use super::dispatch::{Claims, Lowered};
 use super::formula::Formula;
 use super::graph::Importer;
 use crate::ir::Unary;
-
-type Lowered = Result<Item, String>;
 
 /// Activations that have an in-place form.
 pub const WITH_IN_PLACE: Claims = &[

@@ -202,6 +202,12 @@ impl Item {
     }
 }
 
+/// A size that has to be known.
+pub fn fixed(dim: Dim) -> Result<i64, String> {
+    dim.fixed()
+        .ok_or_else(|| format!("the symbolic size {dim} where a fixed one is expected"))
+}
+
 /// An axis from PyTorch's convention; rank 0 has one axis there.
 pub fn normalise_axis(axis: i64, rank: usize) -> Result<usize, String> {
     let bound = rank.max(1) as i64;

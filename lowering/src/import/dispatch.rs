@@ -4,14 +4,18 @@
 use super::call::{Call, Item};
 use super::graph::Importer;
 use super::{
-    activation, attention, convolution, create, index, loss, movement, norm, order, pointwise,
-    pool, product, recurrence, reduce, resample, scatter, select, shape, special, vllm,
+    activation, attention, convolution, create, diagonal, index, join, loss, moments, movement,
+    norm, order, pad, pointwise, pool, product, put, recurrence, reduce, resample, scan, scatter,
+    select, shape, slice, special, vllm,
 };
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-/// Lowers a call, or says why it cannot.
-pub type Handler = fn(&mut Importer, &Call) -> Result<Item, String>;
+/// What a call became, or why it cannot be lowered.
+pub type Lowered = Result<Item, String>;
+
+/// Lowers a call.
+pub type Handler = fn(&mut Importer, &Call) -> Lowered;
 
 /// Targets such as `aten.add.Tensor`, each with its lowering.
 pub type Claims = &'static [(&'static str, Handler)];
@@ -22,22 +26,29 @@ const FUNCTIONAL: &[Claims] = &[
     attention::CLAIMS,
     convolution::CLAIMS,
     create::CLAIMS,
+    diagonal::CLAIMS,
     index::CLAIMS,
+    join::CLAIMS,
     loss::CLAIMS,
+    moments::CLAIMS,
     movement::CLAIMS,
     norm::CLAIMS,
     order::CLAIMS,
+    pad::CLAIMS,
     pool::CLAIMS,
     pointwise::BINARY_ONLY,
     pointwise::CLAIMS,
     product::CLAIMS,
+    put::CLAIMS,
     reduce::CLAIMS,
     reduce::INDICES,
     reduce::PLAIN,
     resample::CLAIMS,
-    scatter::CLAIMS,
+    scan::CLAIMS,
     shape::CLAIMS,
     shape::ONLY_VIEWS,
+    slice::CLAIMS,
+    slice::ONLY_VIEWS,
     special::BINARY_ONLY,
     special::CLAIMS,
     special::UNARY_ONLY,
@@ -48,21 +59,23 @@ const FUNCTIONAL: &[Claims] = &[
 
 /// Views of which PyTorch also has the copying form: `aten.select_copy.int` is `aten.select.int` with
 /// memory of its own.
-const WITH_COPY: &[Claims] = &[movement::VIEWS, shape::VIEWS];
+const WITH_COPY: &[Claims] = &[diagonal::VIEWS, movement::VIEWS, shape::VIEWS, slice::VIEWS];
 
 /// Copies that are named otherwise, or whose view is no operator.
-const COPIES: &[Claims] = &[shape::COPIES];
+const COPIES: &[Claims] = &[slice::COPIES];
 
 /// Operators of which PyTorch also has the in-place form: `aten.add_.Tensor` is `aten.add.Tensor`
 /// stored in its first argument.
 const WITH_IN_PLACE: &[Claims] = &[
     activation::WITH_IN_PLACE,
-    movement::WITH_IN_PLACE,
+    diagonal::WITH_IN_PLACE,
+    moments::WITH_IN_PLACE,
     pointwise::BINARY,
     pointwise::UNARY,
     pointwise::WITH_IN_PLACE,
     product::WITH_IN_PLACE,
-    reduce::WITH_IN_PLACE,
+    put::WITH_IN_PLACE,
+    scan::WITH_IN_PLACE,
     scatter::WITH_IN_PLACE,
     special::BINARY,
     special::UNARY,

@@ -2,13 +2,11 @@
 //! Gathers.
 
 use super::call::{Call, Item};
-use super::dispatch::Claims;
+use super::dispatch::{Claims, Lowered};
 use super::formula::Formula;
 use super::graph::Importer;
 use super::reduce::Line;
 use crate::ir::{Binary, DType, Dim, Op, Scalar, Value, broadcast, product};
-
-type Lowered = Result<Item, String>;
 
 /// Operators of this family.
 pub const CLAIMS: Claims = &[

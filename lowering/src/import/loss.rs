@@ -2,12 +2,10 @@
 //! Losses: formulas and their reduction.
 
 use super::call::{Call, Item};
-use super::dispatch::Claims;
+use super::dispatch::{Claims, Lowered};
 use super::formula::Formula;
 use super::graph::Importer;
 use crate::ir::{DType, Dim, Op, Reduction, Scalar, Value};
-
-type Lowered = Result<Item, String>;
 
 /// Operators of this family.
 pub const CLAIMS: Claims = &[

@@ -2,15 +2,13 @@
 //! Softmax and normalisations.
 
 use super::call::{Call, Item};
-use super::dispatch::Claims;
+use super::dispatch::{Claims, Lowered};
 use super::formula::Formula;
 use super::graph::Importer;
 use super::reduce::Line;
 use crate::ir::{
     Binary, DType, Dim, Float, Op, Reduction, Scalar, TensorType, Unary, Value, product,
 };
-
-type Lowered = Result<Item, String>;
 
 /// Operators of this family.
 pub const CLAIMS: Claims = &[

@@ -2,13 +2,11 @@
 //! Sorting and what is picked by rank.
 
 use super::call::{Call, Item};
-use super::dispatch::Claims;
+use super::dispatch::{Claims, Lowered};
 use super::formula::Formula;
 use super::graph::Importer;
 use super::reduce::Line;
 use crate::ir::{DType, Dim, Op, Reduction, Scalar, Value};
-
-type Lowered = Result<Item, String>;
 
 /// Operators of this family.
 pub const CLAIMS: Claims = &[

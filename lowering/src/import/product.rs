@@ -2,13 +2,11 @@
 //! Matrix products.
 
 use super::call::{Call, Item};
-use super::dispatch::Claims;
+use super::dispatch::{Claims, Lowered};
 use super::formula::Formula;
 use super::graph::Importer;
-use super::reduce::norm;
+use super::moments::norm;
 use crate::ir::{Binary, DType, Dim, Op, Reduction, Value};
-
-type Lowered = Result<Item, String>;
 
 /// Operators of this family.
 pub const CLAIMS: Claims = &[

@@ -2,13 +2,11 @@
 //! Resampling of grids, and windows of images as columns.
 
 use super::call::{Call, Item};
-use super::dispatch::Claims;
+use super::dispatch::{Claims, Lowered};
 use super::formula::Formula;
 use super::graph::Importer;
 use super::index::in_range;
 use crate::ir::{DType, Dim, Op, Value, product};
-
-type Lowered = Result<Item, String>;
 
 /// Operators of this family.
 pub const CLAIMS: Claims = &[

@@ -1,69 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Result types of operators. Import, rewriting and the verifier all ask here, so they cannot disagree.
 
-use super::{
-    AttentionMask, Convolution, DType, Dim, Op, Reduction, RopeStyle, Scalar, Scores, TensorType,
-    Unary, product,
-};
+mod attention;
+mod check;
+mod product;
+mod slice;
 
-/// Shape of a broadcast of two shapes, NumPy's rule; symbolic sizes must be equal or meet a 1.
-pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, String> {
-    let rank = a.len().max(b.len());
-    let size = |shape: &[Dim], axis: usize| {
-        (axis + shape.len())
-            .checked_sub(rank)
-            .map_or(Dim::Fixed(1), |axis| shape[axis])
-    };
-    (0..rank)
-        .map(|axis| match (size(a, axis), size(b, axis)) {
-            (x, y) if x == y => Ok(x),
-            (Dim::Fixed(1), y) => Ok(y),
-            (x, Dim::Fixed(1)) => Ok(x),
-            (x, y) => Err(format!("sizes {x} and {y} do not broadcast")),
-        })
-        .collect()
-}
+use super::{DType, Dim, Op, Reduction, Scalar, TensorType, Unary, product};
+use attention::{attention, attention_scores, rope};
+use check::{arity, check_axis, check_indices, check_weight, same_dtype, typed};
+use product::{convolved, expert_matmul, matmul};
 
-fn check_axis(axis: usize, rank: usize) -> Result<(), String> {
-    if axis < rank {
-        Ok(())
-    } else {
-        Err(format!("axis {axis} of a rank {rank} operand"))
-    }
-}
-
-fn arity<const N: usize>(operands: &[&TensorType]) -> Result<[TensorType; N], String> {
-    let array: Result<[&TensorType; N], _> = operands.try_into();
-    array
-        .map(|types| types.map(Clone::clone))
-        .map_err(|_| format!("{} operands instead of {N}", operands.len()))
-}
-
-fn same_dtype(a: &TensorType, b: &TensorType) -> Result<(), String> {
-    if a.dtype == b.dtype {
-        Ok(())
-    } else {
-        Err(format!("operands {} and {}", a.dtype, b.dtype))
-    }
-}
-
-fn typed(dtype: DType, shape: Vec<Dim>) -> Vec<TensorType> {
-    vec![TensorType { dtype, shape }]
-}
-
-/// Normalised vectors and their weight: floats, and `w` is `[n]` where `x` is `[.., n]`.
-fn check_weight(x: &TensorType, weights: &[&TensorType]) -> Result<(), String> {
-    let floats = x.dtype.is_float() && weights.iter().all(|weight| weight.dtype.is_float());
-    if !floats || x.rank() == 0 {
-        return Err(format!("a weighted {x}"));
-    }
-    for weight in weights {
-        if weight.rank() != 1 || weight.last() != x.last() {
-            return Err(format!("weight {weight} for {x}"));
-        }
-    }
-    Ok(())
-}
+pub use check::broadcast;
+pub(super) use slice::check_bounds;
+pub use slice::slice_length;
 
 /// Types of the results of `op` on operands of these types. Leaves, effects and islands carry their
 /// own types and are not inferred (`None`).
@@ -282,28 +232,7 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             check_weight(&result, &[&bias])?;
             Ok(vec![result])
         }
-        Op::ExpertMatmul => {
-            let [x, weights, experts] = arity(operands)?;
-            same_dtype(&x, &weights)?;
-            let whole = matches!(experts.dtype, DType::Int32 | DType::Int64 | DType::Uint32);
-            match (
-                x.shape.as_slice(),
-                weights.shape.as_slice(),
-                experts.shape.as_slice(),
-            ) {
-                (&[tokens, slots, inner], &[count, columns, rows], &[t, k])
-                    if whole
-                        && x.dtype.is_float()
-                        && inner == rows
-                        && tokens == t
-                        && (slots == k || slots == Dim::Fixed(1))
-                        && count.fixed().is_some_and(|count| count > 0) =>
-                {
-                    Ok(typed(x.dtype, vec![t, k, columns]))
-                }
-                _ => Err(format!("{x} by the experts {experts} of {weights}")),
-            }
-        }
+        Op::ExpertMatmul => Ok(vec![expert_matmul(operands)?]),
         Op::Convolution(attributes) => {
             let [x, weight] = arity(operands)?;
             same_dtype(&x, &weight)?;
@@ -340,35 +269,7 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             check_weight(x, &operands[2..])?;
             Ok(vec![x.clone(), x.clone()])
         }
-        Op::Rope { style, rotary_dim } => {
-            let [cos, sin, rotated @ ..] = operands else {
-                return Err("no cos and sin".into());
-            };
-            let columns = match style {
-                RopeStyle::Neox | RopeStyle::Gptj => rotary_dim / 2,
-                RopeStyle::RotateHalf | RopeStyle::RotatePairs => *rotary_dim,
-            };
-            for x in rotated {
-                let rank = x.rank();
-                let fits = rank >= 3
-                    && x.dtype.is_float()
-                    && cos.dtype.is_float()
-                    && x.shape[rank - 1]
-                        .fixed()
-                        .is_some_and(|size| size >= *rotary_dim && *rotary_dim > 0)
-                    && cos == sin
-                    && rotary_dim % 2 == 0
-                    && cos.rank() == rank - 1
-                    && cos.last() == Some(Dim::Fixed(columns))
-                    && cos.shape[rank - 3] == x.shape[rank - 3]
-                    && (0..rank - 3)
-                        .all(|axis| [x.shape[axis], Dim::Fixed(1)].contains(&cos.shape[axis]));
-                if !fits {
-                    return Err(format!("rope of {x} by {cos} and {sin}"));
-                }
-            }
-            Ok(rotated.iter().map(|x| (*x).clone()).collect())
-        }
+        Op::Rope { style, rotary_dim } => rope(*style, *rotary_dim, operands),
         Op::GatedActivation { .. } if operands.len() == 2 => {
             let [gate, up] = arity(operands)?;
             same_dtype(&gate, &up)?;
@@ -395,27 +296,7 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
             Ok(vec![attention_scores(scores, q, k, mask)?])
         }
         Op::ScaledDotProductAttention { scores, sinks } => {
-            let [q, k, v, rest @ ..] = operands else {
-                return Err(format!("{} operands", operands.len()));
-            };
-            let (mask, sinks) = match (sinks, rest) {
-                (true, [mask @ .., sinks]) => (mask, Some(*sinks)),
-                (true, []) => return Err("no sinks".into()),
-                (false, mask) => (mask, None),
-            };
-            let weights = attention_scores(scores, q, k, mask)?;
-            let &[batch, heads, queries, _] = q.shape.as_slice() else {
-                return Err(format!("attention of {q}"));
-            };
-            let values = v.rank() == 4 && v.dtype == q.dtype && v.shape[..3] == k.shape[..3];
-            if !values {
-                return Err(format!("attention over {k} and {v}"));
-            }
-            if sinks.is_some_and(|sinks| sinks.shape != [heads] || !sinks.dtype.is_float()) {
-                return Err(format!("sinks of {weights}"));
-            }
-            let shape = vec![batch, heads, queries, v.shape[3]];
-            Ok(typed(q.dtype, shape))
+            Ok(vec![attention(scores, *sinks, operands)?])
         }
         Op::Input(_)
         | Op::Parameter(_)
@@ -429,149 +310,6 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
         | Op::Project(_)
         | Op::Island { .. } => Err("its type is not inferred".into()),
     }
-}
-
-/// `[.., t, s]` of queries `[.., h, t, d]` and keys `[.., g, s, d]`, where `g` divides `h`.
-fn attention_scores(
-    scores: &Scores,
-    q: &TensorType,
-    k: &TensorType,
-    mask: &[&TensorType],
-) -> Result<TensorType, String> {
-    let rank = q.rank();
-    let fits = rank >= 3
-        && k.rank() == rank
-        && q.dtype.is_float()
-        && q.dtype == k.dtype
-        && q.shape[..rank - 3] == k.shape[..rank - 3]
-        && q.shape[rank - 1] == k.shape[rank - 1]
-        && shares(q.shape[rank - 3], k.shape[rank - 3]);
-    if !fits {
-        return Err(format!("attention of {q} to {k}"));
-    }
-    let mut shape = q.shape.clone();
-    shape[rank - 1] = k.shape[rank - 2];
-    let accepts = |mask: &TensorType| {
-        let dtype = match scores.mask {
-            AttentionMask::Boolean { .. } => mask.dtype == DType::Bool,
-            _ => mask.dtype.is_float(),
-        };
-        dtype && broadcast(&mask.shape, &shape).is_ok_and(|whole| whole == shape)
-    };
-    match (scores.mask.is_operand(), mask) {
-        (false, []) => {}
-        (true, [mask]) if accepts(mask) => {}
-        _ => return Err(format!("{mask:?} masks {shape:?}")),
-    }
-    Ok(TensorType {
-        dtype: q.dtype,
-        shape,
-    })
-}
-
-/// Whether so many query heads may share so many key heads.
-fn shares(heads: Dim, kv_heads: Dim) -> bool {
-    let divides = |kv_heads: i64| kv_heads > 0 && heads.checked_div(kv_heads).is_some();
-    heads == kv_heads || kv_heads.fixed().is_some_and(divides)
-}
-
-fn check_indices(indices: &TensorType) -> Result<(), String> {
-    match indices.dtype {
-        DType::Int32 | DType::Int64 | DType::Uint32 => Ok(()),
-        other => Err(format!("indices of dtype {other}")),
-    }
-}
-
-/// Refuses bounds that are known to lie outside the axis.
-pub(super) fn check_bounds(start: Dim, stop: Dim, length: Dim) -> Result<(), String> {
-    let negative = |bound: Dim| bound.fixed().is_some_and(|bound| bound < 0);
-    let beyond = length.checked_sub(stop).is_some_and(negative);
-    match negative(start) || negative(stop) || beyond {
-        true => Err(format!("slice {start}:{stop} of {length} elements")),
-        false => Ok(()),
-    }
-}
-
-/// Elements of `start:stop:step`; `None` where there is no such slice.
-pub fn slice_length(start: Dim, stop: Dim, step: i64) -> Option<Dim> {
-    let span = stop.checked_sub(start)?;
-    if span.fixed().is_some_and(|span| span < 0) || step < 1 {
-        return None;
-    }
-    span.checked_add(Dim::Fixed(step - 1))?
-        .floor_div(Dim::Fixed(step))
-}
-
-/// Shape of a convolution's result.
-fn convolved(attributes: &Convolution, x: &TensorType, weight: &TensorType) -> Option<Vec<Dim>> {
-    let Convolution {
-        stride,
-        low,
-        high,
-        dilation,
-        expansion,
-        groups,
-        ..
-    } = attributes;
-    let axes = x.rank().checked_sub(2).filter(|axes| *axes > 0)?;
-    let lengths = [stride, low, high, dilation, expansion].map(Vec::len);
-    let positive = [stride, dilation, expansion]
-        .into_iter()
-        .flatten()
-        .chain([groups])
-        .all(|number| (1..=MAX_STEP).contains(number));
-    let padding = low
-        .iter()
-        .chain(high)
-        .all(|zeros| (0..=MAX_STEP).contains(zeros));
-    let channels = weight.last()?.checked_mul(Dim::Fixed(*groups))?;
-    let fits = x.dtype.is_float()
-        && weight.rank() == x.rank()
-        && lengths == [axes; 5]
-        && positive
-        && padding
-        && x.last() == Some(channels)
-        && weight.shape[0].checked_div(*groups).is_some();
-    if !fits {
-        return None;
-    }
-    let mut shape = vec![x.shape[0]];
-    for axis in 0..axes {
-        let (size, window) = (x.shape[axis + 1], weight.shape[axis + 1]);
-        let spread = |size: Dim, step: i64| {
-            size.checked_sub(Dim::Fixed(1))?
-                .checked_mul(Dim::Fixed(step))
-        };
-        let room = spread(size, expansion[axis])?
-            .checked_sub(spread(window, dilation[axis])?)?
-            .checked_add(Dim::Fixed(low[axis] + high[axis]))?;
-        let windows = room
-            .floor_div(Dim::Fixed(stride[axis]))?
-            .checked_add(Dim::Fixed(1))?;
-        if windows.fixed().is_some_and(|windows| windows < 1) {
-            return None;
-        }
-        shape.push(windows);
-    }
-    shape.push(weight.shape[0]);
-    Some(shape)
-}
-
-/// Strides and paddings beyond this are mistakes.
-const MAX_STEP: i64 = 1 << 20;
-
-fn matmul(x: &TensorType, y: &TensorType) -> Result<TensorType, String> {
-    same_dtype(x, y)?;
-    let (m, n) = (x.rank(), y.rank());
-    if m < 2 || n < 2 || x.shape[m - 1] != y.shape[n - 2] {
-        return Err(format!("product of {x} and {y}"));
-    }
-    let mut shape = broadcast(&x.shape[..m - 2], &y.shape[..n - 2])?;
-    shape.extend([x.shape[m - 2], y.shape[n - 1]]);
-    Ok(TensorType {
-        dtype: x.dtype,
-        shape,
-    })
 }
 
 /// The dtype of a scalar constant that is not given one.
