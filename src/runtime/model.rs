@@ -84,9 +84,9 @@ impl Model {
                 .cloned();
             layers.push(Layer::new(mlx, layer, sinks)?);
         }
+        let bound = parameters.bind(mlx, &plan.graphs)?;
         let mut graphs = Vec::with_capacity(plan.graphs.len());
-        for graph in plan.graphs {
-            let arrays = parameters.of_graph(mlx, &graph)?;
+        for (graph, arrays) in plan.graphs.into_iter().zip(bound) {
             graphs.push(Prepared {
                 has_islands: has_islands(&graph)
                     || (mlx.device() != Device::Gpu && has_kernels(&graph, &layers)),

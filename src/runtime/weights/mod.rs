@@ -4,6 +4,7 @@
 mod bind;
 mod checkpoint;
 mod file;
+mod layout;
 mod load;
 mod pieces;
 mod recipe;
