@@ -26,7 +26,7 @@ STORED = json.loads((ROOT / "tests/data/demo_prompts.json").read_text(encoding="
 @pytest.fixture(scope="module")
 def generate() -> Path:
     """The program, as `cargo test` has built it."""
-    command = ["cargo", "build", "--no-default-features", "--example", "generate"]
+    command = ["cargo", "build", "--workspace", "--no-default-features", "--example", "generate"]
     subprocess.run([*command, "--quiet"], cwd=ROOT, check=True)
     return ROOT / "target/debug/examples/generate"
 

@@ -25,7 +25,22 @@ from serving import checkpoints
 PATHS = {"lowered": "1", "torch": "0"}
 """The ways to run a model, as values of VLLM_METAL_USE_MLX."""
 
+TORCH_SAMPLE = {"llama", "gemma3", "deepseek3", "falcon_h1"}
+"""Models that vLLM's PyTorch path runs by default where a test is about several; the others are the
+marker `sweep`, and so is its server, which is vLLM's own."""
+
 MakeEngine = Callable[..., AbstractContextManager[LLM]]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    others = {*checkpoints.MODELS, *checkpoints.STATE_MODELS} - TORCH_SAMPLE
+    for item in items:
+        given = getattr(item, "callspec", None)
+        if given is None or given.params.get("path") != "torch":
+            continue
+        if not others.isdisjoint(map(str, given.params.values())) or "server" in item.fixturenames:
+            item.add_marker(pytest.mark.sweep)
 
 
 @pytest.fixture(scope="session", params=PATHS)
