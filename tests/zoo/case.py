@@ -28,8 +28,10 @@ ENGINE = {
     "max_num_batched_tokens": 64,
     "num_gpu_blocks_override": 256,
     "skip_tokenizer_init": True,
+    "language_model_only": True,
 }
-"""Arguments of vLLM's `LLM`. A step takes fewer tokens than the prompts have, so one is cut."""
+"""Arguments of vLLM's `LLM`. A step takes fewer tokens than the prompts have, so one is cut; models
+of text and images are asked for text, without which they insist on a processor of images."""
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,24 @@ def value(name: str, config: dict[str, Any]) -> Any:
     return shrink_count(name, 128, {})
 
 
+_WITHOUT_CLASS: dict[str, Any] = {
+    "indexer_rope_interleave": True,
+    "mhc": False,
+    "mla_use_nope": True,
+    "partial_rotary_factor": 0.5,
+    "swiglu_alpha": 1.702,
+    "swiglu_beta": 1.0,
+    "swiglu_limit": 7.0,
+}
+
+
+def value_without_class(name: str, config: dict[str, Any]) -> Any:
+    """As `value`, for a configuration that no class of Hugging Face's describes."""
+    if name in _WITHOUT_CLASS:
+        return _WITHOUT_CLASS[name]
+    return value(name, config)
+
+
 def _translated(name: str, config: dict[str, Any]) -> Any:
     """The value of an older name, from what the class writes instead; None where it has neither."""
     rope = config.get("rope_parameters") or {}

@@ -19,7 +19,7 @@ from zoo.checkpoint import STD
 from zoo.draw import configuration
 
 MOST_KEYS = 40
-_MISSING = re.compile(r"'\w*' object has no attribute '(\w+)'")
+_MISSING = re.compile(r"'\w*?(Text)?(?:Config)?' object has no attribute '(\w+)'")
 
 
 class Fields(dict[str, Any]):
@@ -58,8 +58,9 @@ def write_config(architecture: str, directory: Path, added: list[str]) -> None:
     AutoConfig.register(SyntheticConfig.model_type, SyntheticConfig, exist_ok=True)
     path = directory / "config.json"
     config = _beginning(architecture)
+    text = config.get("text_config", config)
     for name in added:
-        config.setdefault(name, keys.value(name, config))
+        text.setdefault(name, keys.value_without_class(name, config | text))
     for _ in range(MOST_KEYS):
         path.write_text(json.dumps(config))
         try:
@@ -69,10 +70,14 @@ def write_config(architecture: str, directory: Path, added: list[str]) -> None:
             return
         except AttributeError as error:
             missing = _MISSING.search(str(error))
-            if missing is None or missing[1] in config:
+            if missing is None:
+                raise
+            of_text, name = missing.groups()
+            part = text if of_text else config
+            if name in part:
                 raise
             try:
-                config[missing[1]] = keys.value(missing[1], config)
+                part[name] = keys.value_without_class(name, config | part)
             except KeyError:
                 raise error from None
         except RuntimeError:  # a model of experts that was told of none
@@ -117,7 +122,10 @@ def _source(architecture: str) -> str:
 def _expert_keys(architecture: str, config: dict[str, Any]) -> dict[str, Any]:
     """Keys about experts that a model's source asks for without insisting on them."""
     pattern = r"attr\(\s*config, \"(num_experts|n_routed_experts|first_k_\w+)\""
-    return {key: keys.value(key, config) for key in re.findall(pattern, _source(architecture))}
+    return {
+        key: keys.value_without_class(key, config)
+        for key in re.findall(pattern, _source(architecture))
+    }
 
 
 def _layer_kinds(architecture: str, config: dict[str, Any]) -> dict[str, Any]:
