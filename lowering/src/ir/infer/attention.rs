@@ -89,6 +89,9 @@ pub(super) fn rope(
     let [cos, sin, rotated @ ..] = operands else {
         return Err("no cos and sin".into());
     };
+    if rotated.is_empty() {
+        return Err("nothing to rotate".into());
+    }
     let columns = match style {
         RopeStyle::Neox | RopeStyle::Gptj => rotary_dim / 2,
         RopeStyle::RotateHalf | RopeStyle::RotatePairs => rotary_dim,

@@ -18,23 +18,14 @@ pub use slice::slice_length;
 /// Types of the results of `op` on operands of these types. Leaves, effects and islands carry their
 /// own types and are not inferred (`None`).
 pub fn infer(op: &Op, operands: &[&TensorType]) -> Option<Result<Vec<TensorType>, String>> {
-    match op {
-        Op::Input(_)
-        | Op::Parameter(_)
-        | Op::Scalar(_)
-        | Op::Full { .. }
-        | Op::Arange { .. }
-        | Op::Attention { .. }
-        | Op::SparseAttention { .. }
-        | Op::SelectKeys { .. }
-        | Op::Recurrence { .. }
-        | Op::Project(_)
-        | Op::Island { .. } => None,
-        _ => Some(infer_pure(op, operands)),
+    match types_of(op, operands) {
+        Ok(types) if types.is_empty() => None,
+        result => Some(result),
     }
 }
 
-fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+/// The types, none of an operator that carries its own.
+fn types_of(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, String> {
     match op {
         Op::Reshape { shape } => {
             let [x] = arity(operands)?;
@@ -308,7 +299,7 @@ fn infer_pure(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, Stri
         | Op::SelectKeys { .. }
         | Op::Recurrence { .. }
         | Op::Project(_)
-        | Op::Island { .. } => Err("its type is not inferred".into()),
+        | Op::Island { .. } => Ok(Vec::new()),
     }
 }
 
