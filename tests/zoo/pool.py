@@ -112,7 +112,9 @@ class Pool:
     def _ask_whether_refused(self, case: Case, added: list[str], outcome: Outcome) -> None:
         """A configuration that was drawn may be one that vLLM's own model has no code for."""
         torch = self._run_once(case, added, torch=True)
-        if torch.result.startswith("failed to") and torch.reason == outcome.reason:
+        # PyTorch ends such an error with a bracket more where it only traces.
+        ours, theirs = (one.reason.rstrip(")") for one in (outcome, torch))
+        if torch.result.startswith("failed to") and ours == theirs:
             where = "Hugging Face" if outcome.result == "failed to build" else "vLLM"
             outcome.result = f"refused by {where}"
         else:
