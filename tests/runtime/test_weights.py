@@ -4,6 +4,7 @@
 import json
 import re
 import struct
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -85,13 +86,18 @@ def test_weights_are_held_once(runtime: Any, build: Callable[..., Any]) -> None:
     tensors = {path: value.data.clone() for path, value in torch_model.named_parameters()}
     tensors = Consumed({**tensors, **{path: b.clone() for path, b in captured.buffers.items()}})
     nbytes = sum(tensor.nbytes for path, tensor in tensors.items() if path in plan.parameters)
+    largest = max(tensor.nbytes for path, tensor in tensors.items() if path in plan.parameters)
     runtime.reset_peak()
     before = runtime.memory()["active"]
     model = runtime.load(plan, tensors)
     report = model.load_report
     assert report["borrowed_bytes"] + report["copied_bytes"] == nbytes
-    # Folds of the plan are views: nothing but scalars comes on top, not even while loading.
-    assert runtime.memory()["peak"] - before <= nbytes + 4096 * len(plan.parameters)
+    # Folds of the plan are views, and nothing but scalars comes on top. On Linux one weight after
+    # the other is laid out anew, and while that lasts there are two of it.
+    scalars = 4096 * len(plan.parameters)
+    assert runtime.memory()["active"] - before <= nbytes + scalars
+    twice = largest if sys.platform == "linux" else 0
+    assert runtime.memory()["peak"] - before <= nbytes + twice + scalars
     # What MLX copied is let go at once.
     assert report["borrowed_bytes"] > 0 or tensors.most_alive == 1
 
