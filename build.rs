@@ -7,8 +7,9 @@
 use std::env;
 
 /// What the crate needs of MLX's C++ interface.
-const SOURCES: [&str; 3] = [
+const SOURCES: [&str; 4] = [
     "src/runtime/mlx/adjacent.cpp",
+    "src/runtime/mlx/rms_norm.cpp",
     "src/runtime/mlx/shared.cpp",
     "src/runtime/mlx/tape.cpp",
 ];

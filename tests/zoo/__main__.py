@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument(
         "--variant", metavar="SEED", default="", help="other configurations, see zoo/draw.py"
     )
+    parser.add_argument("--flags", action="store_true", help="in these, turn true or false fields")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE", help="the rows, as JSON")
     parser.add_argument("--write", type=Path, metavar="FILE", help="the table, as Markdown")
@@ -29,7 +30,7 @@ def main() -> int:
     some = options.names or options.only
     rows = {} if options.json is None or not some else _read(options.json)
     done = 0
-    with Pool(options.processes, options.variant) as pool:
+    with Pool(options.processes, options.variant, options.flags) as pool:
         known = pool.call(cases)
         chosen = [
             case

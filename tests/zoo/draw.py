@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from zoo.shrink import shrink
-from zoo.sizes import MAX_POSITIONS, SIZES, seed
+from zoo.sizes import MAX_POSITIONS, SIZES, seed, turns_flags
 
 MOST_TRIES = 8
 Fields = dict[str, Any]
@@ -70,7 +70,7 @@ def changes(fields: Fields, random: Random) -> Iterator[Fields]:
     """Fields to change together."""
     for name, value in fields.items():
         if isinstance(value, bool):
-            if re.fullmatch(FLAGS, name) and random.random() < 0.2:
+            if re.fullmatch(FLAGS, name) and random.random() < 0.2 and turns_flags():
                 yield {name: not value}
         elif isinstance(value, float):
             if re.fullmatch(EPSILONS, name) and random.random() < 0.2:

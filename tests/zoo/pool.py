@@ -29,10 +29,11 @@ MOST_TRIES = 8
 class Pool:
     """`processes` cases at a time. Use as a context."""
 
-    def __init__(self, processes: int = 2, seed: str = "") -> None:
-        """`seed` draws configurations, see zoo/draw.py."""
+    def __init__(self, processes: int = 2, seed: str = "", flags: bool = False) -> None:
+        """`seed` draws configurations, with `flags` true or false fields of them, see zoo/draw.py."""
         set_environment()
         self._seed = seed
+        self._variant = {sizes.VARIANT: seed} | ({sizes.FLAGS: "1"} if flags else {})
         # Python's fork server silently passes over what it does not find on this path.
         path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
@@ -52,7 +53,9 @@ class Pool:
         Raises TimeoutError, or ChildProcessError when the process ended without one.
         """
         receive, send = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_child, args=(send, function, arguments, self._seed))
+        process = self._context.Process(
+            target=_child, args=(send, function, arguments, self._variant)
+        )
         process.start()
         send.close()
         try:
@@ -138,9 +141,12 @@ _MISSING_KEY = re.compile(
 
 
 def _child(
-    send: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], seed: str
+    send: Connection,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    variant: dict[str, str],
 ) -> None:
-    os.environ[sizes.VARIANT] = seed
+    os.environ.update(variant)
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)

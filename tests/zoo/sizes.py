@@ -11,6 +11,8 @@ from random import Random
 
 VARIANT = "ZOO_VARIANT"
 """The environment variable that holds the seed."""
+FLAGS = "ZOO_FLAGS"
+"""The environment variable that is set where the seed turns fields that are true or false, too."""
 MAX_POSITIONS = 256
 MOST_LAYERS = 12
 
@@ -80,3 +82,8 @@ SIZES = Sizes()
 def seed() -> str:
     """What picks the variant; empty for the usual sizes."""
     return os.environ.get(VARIANT, "")
+
+
+def turns_flags() -> bool:
+    """Whether the seed turns fields that are true or false, too: vLLM's models ignore many."""
+    return FLAGS in os.environ

@@ -47,12 +47,12 @@ def test_whole() -> None:
     assert_as_in_table(lambda case: True)
 
 
-def assert_no_drawn_one_differs(choose: Callable[[Case], bool], seed: str) -> None:
+def assert_no_drawn_one_differs(choose: Callable[[Case], bool], seed: str, flags: bool) -> None:
     """A configuration that nobody chose gives Hugging Face's answers, or those of vLLM's PyTorch
     model where it is that one that differs or refuses."""
     good = (*coverage.GOOD, "refused by vLLM", "refused by Hugging Face")
     usual = coverage.read(TABLE.read_text(encoding="utf-8"))
-    with Pool(seed=seed) as pool:
+    with Pool(seed=seed, flags=flags) as pool:
         both = [case for case in pool.call(cases) if case.in_transformers and choose(case)]
         works = [case for case in both if usual[case.architecture] in coverage.GOOD]
         outcomes = list(pool.run(works))
@@ -62,10 +62,11 @@ def assert_no_drawn_one_differs(choose: Callable[[Case], bool], seed: str) -> No
 
 
 def test_drawn_sample() -> None:
-    assert_no_drawn_one_differs(lambda case: hashed(case) % 25 == 0, "1")
+    assert_no_drawn_one_differs(lambda case: hashed(case) % 25 == 0, "1", flags=True)
 
 
 @pytest.mark.sweep
+@pytest.mark.parametrize("flags", [False, True])
 @pytest.mark.parametrize("seed", ["1", "2"])
-def test_drawn(seed: str) -> None:
-    assert_no_drawn_one_differs(lambda case: True, seed)
+def test_drawn(seed: str, flags: bool) -> None:
+    assert_no_drawn_one_differs(lambda case: True, seed, flags)

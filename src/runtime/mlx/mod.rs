@@ -14,6 +14,7 @@ mod index;
 mod metal_kernel;
 mod ops;
 mod recording;
+mod rms_norm;
 mod shared;
 mod stream;
 mod tape;

@@ -139,7 +139,7 @@ const SAME: mlx_sys::mlx_optional_dtype = mlx_sys::mlx_optional_dtype {
 };
 
 /// A possibly absent operand.
-fn optional(array: Option<&Array>) -> mlx_sys::mlx_array {
+pub(super) fn optional(array: Option<&Array>) -> mlx_sys::mlx_array {
     array.map_or(
         mlx_sys::mlx_array {
             ctx: std::ptr::null_mut(),
@@ -271,17 +271,6 @@ impl Mlx {
         // SAFETY: a live array and the stream of `self`.
         self.make(|out, stream| unsafe {
             mlx_sys::mlx_softmax_axis(out, x.as_ptr(), axis, true, stream)
-        })
-    }
-
-    /// `mx.fast.rms_norm`: normalises in float32.
-    pub fn rms_norm(&self, x: &Array, weight: Option<&Array>, eps: f64) -> MlxResult<Array> {
-        if let Some(found) = self.stand_in_like("RMSNorm", &[Some(x), weight], x.shape())? {
-            return Ok(found);
-        }
-        // SAFETY: live or absent arrays and the stream of `self`.
-        self.make(|out, stream| unsafe {
-            mlx_sys::mlx_fast_rms_norm(out, x.as_ptr(), optional(weight), eps as f32, stream)
         })
     }
 
