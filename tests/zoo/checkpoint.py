@@ -9,6 +9,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from zoo import differences
+from zoo.case import TOLERANCE
 from zoo.compare import log_probabilities, prompts
 from zoo.draw import configuration
 
@@ -35,9 +36,22 @@ def build(architecture: str, directory: Path) -> PreTrainedModel:
 
 
 def _answer(model_class: type[PreTrainedModel], config: PretrainedConfig) -> None:
-    """Raises what the model raises, built as the configuration says, for some tokens."""
+    """Raises what the model raises for some tokens, built as the configuration says.
+
+    Raises ValueError where float32 has no digits enough to compare answers by: the model's own
+    differ too much from its answers with weights that are rounded otherwise.
+    """
     config._attn_implementation = "eager"
-    log_probabilities(model_class(config).float().eval(), prompts()[1], [])
+    model = model_class(config).float().eval()
+    randomise(model)
+    prompt = prompts()[-1]
+    answer = log_probabilities(model, prompt, [])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + torch.finfo(torch.float32).eps / 2 * torch.randn_like(parameter))
+    apart = (log_probabilities(model, prompt, []) - answer).abs().max().item()
+    if not apart < TOLERANCE / 2:
+        raise ValueError(f"answers differ by {apart:.1e} with weights rounded otherwise")
 
 
 @torch.no_grad()

@@ -4,13 +4,15 @@
 The plugin compiles vLLM's models, so a reference has to compute what they do: after the checkpoint
 is saved, Hugging Face's model is changed in that one respect, and the row of the table says so.
 
-And where vLLM's loader asks for other tensors than Hugging Face's class saves.
+And where vLLM's loader asks for other tensors than Hugging Face's class saves, and which fields of
+a configuration vLLM's models do not follow.
 """
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +21,9 @@ from transformers import PreTrainedModel
 from transformers.models.zamba2.modeling_zamba2 import Zamba2RMSNormGated
 
 from zoo.case import CHANGED
+from zoo.sizes import seed
+
+Fields = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,17 @@ def _unlimited_steps(model: PreTrainedModel) -> None:
 
 
 def _latent_norms(model: PreTrainedModel) -> None:
-    for layer in model.model.layers:
-        attention = layer.self_attn
-        for norm in (attention.q_a_layernorm, attention.kv_a_layernorm):
-            norm.variance_epsilon = model.config.rms_norm_eps
-        if attention.indexer is not None:
-            attention.indexer.k_norm.eps = 1e-6
+    for name, module in model.named_modules():
+        if name.endswith(("q_a_layernorm", "kv_a_layernorm")):
+            module.variance_epsilon = model.config.rms_norm_eps
+        elif name.endswith("indexer.k_norm"):
+            module.eps = 1e-6
+
+
+def _one_group(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if hasattr(module, "topk_group"):
+            module.num_group = module.topk_group = 1
 
 
 def _interleaved_rotation(model: PreTrainedModel) -> None:
@@ -129,8 +139,8 @@ DIFFERENCES = {
     "HYV4ForCausalLM": Difference(
         "rotations are of neighbouring elements, the norms of both latents have the model's "
         "epsilon and that of index keys has 1e-6 (models/hy_v4/nvidia/attention.py, "
-        "HYV4MLAAttention and Indexer)",
-        _both(_interleaved_rotation, _latent_norms),
+        "HYV4MLAAttention and Indexer), experts are one group (moe.py)",
+        _both(_interleaved_rotation, _latent_norms, _one_group),
     ),
     "LagunaForCausalLM": Difference(
         "its loader passes over the router's correction (models/laguna.py, load_weights: "
@@ -147,6 +157,33 @@ DIFFERENCES = {
     ),
 }
 """By architecture."""
+
+WHERE_DRAWN = (
+    Difference(
+        "the norms of latents have the model's epsilon, not 1e-6 (models/deepseek_v2.py)",
+        _latent_norms,
+    ),
+    Difference("time steps have no limits (layers/mamba/mamba_mixer2.py)", _unlimited_steps),
+)
+"""Of all architectures, and too small to be seen with the usual values."""
+
+
+def _takes_longrope(fields: Fields) -> bool:
+    return fields.get("rope_parameters", {}).get("rope_type") == "longrope"
+
+
+NOT_FOLLOWED: dict[str, Callable[[Fields], bool]] = {
+    # models/dbrx.py, DbrxAttention: of plain rotations, with the base in attn_config.
+    "DbrxForCausalLM": lambda fields: "rope_parameters" in fields,
+    # models/ernie45.py has rotations of neighbouring elements, by a switch that
+    # Phi3LongRoPEScaledRotaryEmbedding does not look at.
+    "Ernie4_5ForCausalLM": _takes_longrope,
+    # models/gpt_oss.py, OAIAttention: every other layer has a window.
+    "GptOssForCausalLM": lambda fields: "layer_types" in fields,
+    # models/mimo_v2.py, MiMoV2Attention: of plain rotations, one rotated part for all layers.
+    "MiMoV2FlashForCausalLM": lambda fields: "rope_parameters" in fields,
+}
+"""By architecture: whether vLLM's model of it goes on as before where such fields are changed."""
 
 
 Tensors = dict[str, torch.Tensor]
@@ -253,6 +290,9 @@ def adjust(model: PreTrainedModel, architecture: str) -> str:
     """Make Hugging Face's model compute what vLLM's does; what was changed in it and in the
     checkpoint, or an empty text."""
     said = []
+    if seed():
+        for difference in WHERE_DRAWN:
+            difference.adjust(model)
     if architecture in DIFFERENCES:
         DIFFERENCES[architecture].adjust(model)
         said.append(f"{CHANGED}, as in vLLM: {DIFFERENCES[architecture].said}")

@@ -77,7 +77,6 @@ def _sized() -> dict[str, Any]:
         "num_attention_groups": SIZES.grouped_heads,
         "padded_vocab_size": SIZES.vocab_size,
         "rope_head_dim": SIZES.hidden_size // SIZES.num_heads,
-        "rotary_dim": SIZES.hidden_size // SIZES.num_heads,
         "share_expert_dim": SIZES.intermediate_size,
     }
 
@@ -206,6 +205,9 @@ def value(name: str, config: dict[str, Any]) -> Any:
         return [kinds[layer % len(kinds)] for layer in range(config["num_hidden_layers"])]
     if name == "n_layer":
         return config["num_hidden_layers"]
+    if name == "rotary_dim":
+        head_size = config.get("head_dim", SIZES.hidden_size // SIZES.num_heads)
+        return int(head_size * config.get("rope_parameters", {}).get("partial_rotary_factor", 1))
     plain = name.removeprefix("swa_")
     if plain != name and config.get(plain) is not None:
         return config[plain]  # layers with a window are as the others

@@ -30,7 +30,7 @@ class Pool:
     """`processes` cases at a time. Use as a context."""
 
     def __init__(self, processes: int = 2, seed: str = "", flags: bool = False) -> None:
-        """`seed` draws configurations, with `flags` true or false fields of them, see zoo/draw.py."""
+        """`seed` draws configurations, with `flags` true or false fields too: zoo/draw.py."""
         set_environment()
         self._seed = seed
         self._variant = {sizes.VARIANT: seed} | ({sizes.FLAGS: "1"} if flags else {})

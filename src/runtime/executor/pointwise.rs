@@ -33,8 +33,15 @@ fn rounds_once(function: Unary) -> bool {
 pub fn unary(mlx: &Mlx, function: Unary, x: &Array) -> Result<Array> {
     match dtype(x) {
         Some(narrow) if narrow.is_half() && !rounds_once(function) => {
-            let wide = mlx.cast(x, DType::Float32)?;
-            Ok(mlx.cast(&compute_unary(mlx, function, &wide)?, narrow)?)
+            let rounded = |x: &[Array]| {
+                let wide = mlx.cast(&x[0], DType::Float32)?;
+                mlx.cast(&compute_unary(mlx, function, &wide)?, narrow)
+            };
+            Ok(mlx.joined(
+                || function.name().to_owned(),
+                std::slice::from_ref(x),
+                &rounded,
+            )?)
         }
         _ => Ok(compute_unary(mlx, function, x)?),
     }
@@ -213,25 +220,32 @@ fn power(mlx: &Mlx, kind: DType, x: &Array, y: &Array) -> MlxResult<Array> {
 
 /// `f(gate) * up`, of both halves of the only operand or of two, rounded once.
 pub fn gated(mlx: &Mlx, activation: Activation, operands: &[&Array]) -> Result<Array> {
-    let wide = |x: &Array| match dtype(x) {
-        Some(narrow) if narrow.is_half() => mlx.cast(x, DType::Float32),
-        _ => Ok(x.clone()),
-    };
-    let (gate, up) = match operands {
-        [gate, up] => (wide(gate)?, wide(up)?),
+    let halves = match operands {
+        [gate, up] => [(*gate).clone(), (*up).clone()],
         [x] => {
             let axis = x
                 .ndim()
                 .checked_sub(1)
                 .ok_or_else(|| Error::Unsupported("rank 0".into()))?;
-            let (x, size) = (wide(x)?, x.shape()[axis]);
-            (
-                mlx.slice(&x, axis, 0, size / 2, 1)?,
-                mlx.slice(&x, axis, size / 2, size, 1)?,
-            )
+            let size = x.shape()[axis];
+            [
+                mlx.slice(x, axis, 0, size / 2, 1)?,
+                mlx.slice(x, axis, size / 2, size, 1)?,
+            ]
         }
         _ => return Err(Error::Unsupported("a gate of other operands".into())),
     };
+    let name = || format!("{activation:?} of a gate");
+    Ok(mlx.joined(name, &halves, &|halves| product(mlx, activation, halves))?)
+}
+
+fn product(mlx: &Mlx, activation: Activation, halves: &[Array]) -> MlxResult<Array> {
+    let narrow = dtype(&halves[0]).filter(|kind| kind.is_half());
+    let wide = |x: &Array| match narrow {
+        Some(_) => mlx.cast(x, DType::Float32),
+        None => Ok(x.clone()),
+    };
+    let (gate, up) = (wide(&halves[0])?, wide(&halves[1])?);
     let active = match activation {
         Activation::Silu => compute_unary(mlx, Unary::Silu, &gate)?,
         Activation::Gelu => compute_unary(mlx, Unary::Gelu, &gate)?,
@@ -243,8 +257,8 @@ pub fn gated(mlx: &Mlx, activation: Activation, operands: &[&Array]) -> Result<A
         }
     };
     let product = mlx.multiply(&active, &up)?;
-    match operands.first().and_then(|x| dtype(x)) {
-        Some(narrow) if narrow.is_half() => Ok(mlx.cast(&product, narrow)?),
-        _ => Ok(product),
+    match narrow {
+        Some(narrow) => mlx.cast(&product, narrow),
+        None => Ok(product),
     }
 }

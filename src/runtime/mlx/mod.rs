@@ -8,6 +8,7 @@
 
 mod adjacent;
 mod array;
+mod compile;
 mod convolution;
 mod error;
 mod index;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The stream that operations go to, and evaluation.
 
+use super::compile::Joined;
 use super::error::{install_handler, last_error};
 use super::recording::Recording;
 use super::{Array, MlxError, MlxResult};
@@ -26,6 +27,7 @@ pub struct Mlx {
     meter: Cell<Option<Meter>>,
     evaluations: Cell<u64>,
     recording: Option<Recording>,
+    pub(super) joined: Joined,
 }
 
 /// Calls of functions that build arrays, and the time inside MLX that they took.
@@ -73,6 +75,7 @@ impl Mlx {
             meter: Cell::new(None),
             evaluations: Cell::new(0),
             recording: None,
+            joined: Joined::default(),
         })
     }
 

@@ -1,22 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Graphs that are built once, on placeholders, and replayed with other inputs.
 
+use super::compile::Build;
 use super::error::last_error;
 use super::stream::{Vector, check};
-use super::{Array, Device, Mlx, MlxResult, dtype};
+use super::{Array, Mlx, MlxResult, dtype};
 use lowering::ir::DType;
-use std::cell::Cell;
-use std::ffi::{c_int, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ffi::c_int;
 use std::ptr::NonNull;
-use std::rc::Rc;
-
-/// Builds a graph on placeholders; `None` where it cannot.
-type Build<'a> = dyn FnMut(Vec<Array>) -> Option<Vec<Array>> + 'a;
-
-/// What a trace calls. Filled only while [`Mlx::trace`] runs.
-#[derive(Default)]
-struct Slot(Cell<Option<NonNull<Build<'static>>>>);
 
 /// The nodes of a graph, made anew for each replay; what led to them is not run again. Arrays that
 /// the graph holds besides its inputs are kept, and so is what small nodes and views compute from
@@ -63,54 +54,6 @@ impl Mlx {
         check(unsafe { vllm_metal_tape_record(&mut tape, inputs.0, outputs.0) })?;
         NonNull::new(tape).map(Tape).ok_or_else(last_error)
     }
-
-    /// The graph that `build` makes, simplified by `mx.compile`, on these inputs.
-    fn compile(&self, inputs: &[Array], build: &mut Build<'_>) -> MlxResult<Vec<Array>> {
-        let slot = Rc::new(Slot::default());
-        // SAFETY: the slot is emptied below, before `build` goes out of scope, and read only by
-        // `trace`, which runs within `apply`.
-        let unbounded = unsafe {
-            std::mem::transmute::<NonNull<Build<'_>>, NonNull<Build<'static>>>(build.into())
-        };
-        slot.0.set(Some(unbounded));
-        let mode = match self.device() {
-            Device::Cpu => mlx_sys::mlx_compile_mode__MLX_COMPILE_MODE_NO_FUSE,
-            Device::Gpu => mlx_sys::mlx_compile_mode__MLX_COMPILE_MODE_ENABLED,
-        };
-        // SAFETY: sets a number, MLX's for the whole process: it is put back below.
-        check(unsafe { mlx_sys::mlx_set_compile_mode(mode) })?;
-        let outputs = (|| {
-            let payload = Rc::into_raw(slot.clone()).cast_mut().cast::<c_void>();
-            // SAFETY: an empty closure, freed by `Closure`; the payload is freed by `release`.
-            let traced = Closure(unsafe {
-                mlx_sys::mlx_closure_new_func_payload(Some(trace), payload, Some(release))
-            });
-            // SAFETY: as above.
-            let mut compiled = Closure(unsafe { mlx_sys::mlx_closure_new() });
-            // SAFETY: both closures live during the call.
-            check(unsafe { mlx_sys::mlx_compile(&mut compiled.0, traced.0, false) })?;
-            let (inputs, mut outputs) = (Vector::new(inputs), Vector::new([]));
-            // SAFETY: the closure and both lists live during the call.
-            check(unsafe { mlx_sys::mlx_closure_apply(&mut outputs.0, compiled.0, inputs.0) })?;
-            outputs.arrays()
-        })();
-        slot.0.set(None);
-        // SAFETY: sets a number.
-        check(unsafe {
-            mlx_sys::mlx_set_compile_mode(mlx_sys::mlx_compile_mode__MLX_COMPILE_MODE_ENABLED)
-        })?;
-        outputs
-    }
-}
-
-/// A function of MLX's C interface.
-struct Closure(mlx_sys::mlx_closure);
-
-impl Drop for Closure {
-    fn drop(&mut self) {
-        // SAFETY: made in `compile` and freed once.
-        unsafe { mlx_sys::mlx_closure_free(self.0) };
-    }
 }
 
 impl Tape {
@@ -140,35 +83,6 @@ impl Drop for Tape {
         // SAFETY: made in `trace` and freed once.
         unsafe { vllm_metal_tape_free(self.0.as_ptr()) };
     }
-}
-
-extern "C" fn trace(
-    out: *mut mlx_sys::mlx_vector_array,
-    inputs: mlx_sys::mlx_vector_array,
-    payload: *mut c_void,
-) -> c_int {
-    // SAFETY: the payload is the slot that `compile` made, alive as long as the closure.
-    let slot = unsafe { &*payload.cast::<Slot>() };
-    let Some(mut build) = slot.0.take() else {
-        return 1;
-    };
-    let outputs = catch_unwind(AssertUnwindSafe(|| {
-        let placeholders = Vector::borrowed(inputs, |list| list.arrays()).ok()?;
-        // SAFETY: `compile` holds the function while the slot is full.
-        let build = unsafe { build.as_mut() };
-        build(placeholders)
-    }));
-    let Ok(Some(outputs)) = outputs else {
-        return 1;
-    };
-    let handles: Vec<mlx_sys::mlx_array> = outputs.iter().map(Array::as_ptr).collect();
-    // SAFETY: MLX gives a list of its own, and copies the live handles into it.
-    unsafe { mlx_sys::mlx_vector_array_set_data(out, handles.as_ptr(), handles.len()) }
-}
-
-extern "C" fn release(payload: *mut c_void) {
-    // SAFETY: `payload` is the `Rc` given away in `compile`, and MLX calls this once.
-    drop(unsafe { Rc::from_raw(payload.cast::<Slot>()) });
 }
 
 #[cfg(test)]
