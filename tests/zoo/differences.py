@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.kimi_linear.modeling_kimi_linear import KimiLinearRMSNormGated
 from transformers.models.zamba2.modeling_zamba2 import Zamba2RMSNormGated
 
 from zoo.case import CHANGED
@@ -81,6 +82,12 @@ def _latent_norms(model: PreTrainedModel) -> None:
             module.variance_epsilon = model.config.rms_norm_eps
         elif name.endswith("indexer.k_norm"):
             module.eps = 1e-6
+
+
+def _delta_norms(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if isinstance(module, KimiLinearRMSNormGated):
+            module.variance_epsilon = 1e-5
 
 
 def _one_group(model: PreTrainedModel) -> None:
@@ -163,6 +170,11 @@ WHERE_DRAWN = (
         "the norms of latents have the model's epsilon, not 1e-6 (models/deepseek_v2.py)",
         _latent_norms,
     ),
+    Difference(
+        "the gated norms of Kimi's delta attention have 1e-5 (third_party/flash_linear_attention/"
+        "ops/kda.py, FusedRMSNormGated)",
+        _delta_norms,
+    ),
     Difference("time steps have no limits (layers/mamba/mamba_mixer2.py)", _unlimited_steps),
 )
 """Of all architectures, and too small to be seen with the usual values."""
@@ -180,8 +192,12 @@ NOT_FOLLOWED: dict[str, Callable[[Fields], bool]] = {
     "Ernie4_5ForCausalLM": _takes_longrope,
     # models/gpt_oss.py, OAIAttention: every other layer has a window.
     "GptOssForCausalLM": lambda fields: "layer_types" in fields,
-    # models/mimo_v2.py, MiMoV2Attention: of plain rotations, one rotated part for all layers.
-    "MiMoV2FlashForCausalLM": lambda fields: "rope_parameters" in fields,
+    # models/llama4.py, Llama4Attention: chunks where there are rotations.
+    "Llama4ForCausalLM": lambda fields: "layer_types" in fields,
+    # models/mimo_v2.py: plain rotations of one part in all layers, and no factor of experts.
+    "MiMoV2FlashForCausalLM": lambda fields: bool(
+        fields.keys() & {"rope_parameters", "routed_scaling_factor"}
+    ),
 }
 """By architecture: whether vLLM's model of it goes on as before where such fields are changed."""
 
