@@ -108,7 +108,8 @@ impl Mlx {
         operands: &[Array],
         build: &dyn Fn(&[Array]) -> MlxResult<Array>,
     ) -> MlxResult<Array> {
-        if self.device() == Device::Cpu || self.is_recorder() || self.joined.tracing.get() {
+        let apart = self.device() == Device::Cpu || self.is_recorder() || self.joined.tracing.get();
+        if apart || operands.iter().any(|operand| operand.size() == 0) {
             return build(operands);
         }
         self.joined.apply(name(), operands, build)
