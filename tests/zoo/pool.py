@@ -118,7 +118,8 @@ class Pool:
         # PyTorch ends such an error with a bracket more where it only traces.
         ours, theirs = (one.reason.rstrip(")") for one in (outcome, torch))
         if torch.result.startswith("failed to") and ours == theirs:
-            where = "Hugging Face" if outcome.result == "failed to build" else "vLLM"
+            by_hugging_face = case.in_transformers and outcome.result == "failed to build"
+            where = "Hugging Face" if by_hugging_face else "vLLM"
             outcome.result = f"refused by {where}"
         else:
             outcome.reason += f"; vLLM's PyTorch model {torch.result} {torch.reason}"
