@@ -191,10 +191,9 @@ pub fn work(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Work {
                 Activation::Swish { .. } => 3,
             };
             let gate = if half { wide(result) } else { written };
+            // Each half of a merged operand is cast by itself.
             let widened = match half {
-                true => operands
-                    .iter()
-                    .fold(none, |work, of| work.kernel(bytes(of), wide(of))),
+                true => none.kernel(written, gate).kernel(written, gate),
                 false => none,
             };
             let product = widened.chain(function, gate).kernel(2 * gate, gate);
@@ -394,9 +393,9 @@ mod tests {
         let (x, result) = (bf16(&[16]), bf16(&[8]));
         let activation = Activation::Silu;
         let gated = work(&Op::GatedActivation { activation }, &[&x], &[result]);
-        // Cast, sigmoid, product, product, cast.
+        // Casts, sigmoid, product, product, cast.
         let read = 32 + 32 + 32 + 64 + 32;
-        assert_eq!(gated, of(5, read, 64 + 32 + 32 + 32 + 16));
+        assert_eq!(gated, of(6, read, 64 + 32 + 32 + 32 + 16));
     }
 
     #[test]
