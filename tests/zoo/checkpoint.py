@@ -42,6 +42,7 @@ def _answer(model_class: type[PreTrainedModel], config: PretrainedConfig) -> Non
     differ too much from its answers with weights that are rounded otherwise.
     """
     config._attn_implementation = "eager"
+    torch.manual_seed(0)
     model = model_class(config).float().eval()
     randomise(model)
     prompt = prompts()[-1]

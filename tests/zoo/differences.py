@@ -190,6 +190,9 @@ NOT_FOLLOWED: dict[str, Callable[[Fields], bool]] = {
     # models/ernie45.py has rotations of neighbouring elements, by a switch that
     # Phi3LongRoPEScaledRotaryEmbedding does not look at.
     "Ernie4_5ForCausalLM": _takes_longrope,
+    # models/gemma3n.py, Gemma3nAttention: layers share the cache that is one or two layers before
+    # all these, which is of their kind in the usual order only.
+    "Gemma3nForCausalLM": lambda fields: "layer_types" in fields,
     # models/gpt_oss.py, OAIAttention: every other layer has a window.
     "GptOssForCausalLM": lambda fields: "layer_types" in fields,
     # models/llama4.py, Llama4Attention: chunks where there are rotations.

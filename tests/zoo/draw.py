@@ -13,7 +13,7 @@ from zoo.differences import NOT_FOLLOWED
 from zoo.shrink import shrink
 from zoo.sizes import MAX_POSITIONS, SIZES, seed, turns_flags
 
-MOST_TRIES = 8
+MOST_TRIES = 16
 Fields = dict[str, Any]
 
 FLAGS = (
