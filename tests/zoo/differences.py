@@ -166,18 +166,14 @@ DIFFERENCES = {
 """By architecture."""
 
 WHERE_DRAWN = (
-    Difference(
-        "the norms of latents have the model's epsilon, not 1e-6 (models/deepseek_v2.py)",
-        _latent_norms,
-    ),
-    Difference(
-        "the gated norms of Kimi's delta attention have 1e-5 (third_party/flash_linear_attention/"
-        "ops/kda.py, FusedRMSNormGated)",
-        _delta_norms,
-    ),
-    Difference("time steps have no limits (layers/mamba/mamba_mixer2.py)", _unlimited_steps),
+    # models/deepseek_v2.py: the norms of latents have the model's epsilon.
+    _latent_norms,
+    # third_party/flash_linear_attention/ops/kda.py: Kimi's gated norms have 1e-5.
+    _delta_norms,
+    # layers/mamba/mamba_mixer2.py, MambaMixer2: time steps have no limits.
+    _unlimited_steps,
 )
-"""Of all architectures, and too small to be seen with the usual values."""
+"""Differences of all architectures that only values other than the usual ones bring out."""
 
 
 def _takes_longrope(fields: Fields) -> bool:
@@ -310,8 +306,8 @@ def adjust(model: PreTrainedModel, architecture: str) -> str:
     checkpoint, or an empty text."""
     said = []
     if seed():
-        for difference in WHERE_DRAWN:
-            difference.adjust(model)
+        for change in WHERE_DRAWN:
+            change(model)
     if architecture in DIFFERENCES:
         DIFFERENCES[architecture].adjust(model)
         said.append(f"{CHANGED}, as in vLLM: {DIFFERENCES[architecture].said}")

@@ -5,16 +5,14 @@ is kept where Hugging Face's model of it still answers, and as precisely as answ
 import re
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Any
 
 from transformers import PretrainedConfig
 
-from zoo.differences import NOT_FOLLOWED
+from zoo.differences import NOT_FOLLOWED, Fields
 from zoo.shrink import shrink
 from zoo.sizes import MAX_POSITIONS, SIZES, seed, turns_flags
 
 MOST_TRIES = 16
-Fields = dict[str, Any]
 
 FLAGS = (
     r"tie_word_embeddings|norm_topk_prob|route_norm|moe_renormalize|use_qk_norm|qk_layernorm"
@@ -74,6 +72,7 @@ def changes(fields: Fields, random: Random) -> Iterator[Fields]:
     """Fields to change together."""
     for name, value in fields.items():
         if isinstance(value, bool):
+            # Drawn in any case, so that the other fields are the same with and without.
             if re.fullmatch(FLAGS, name) and random.random() < 0.2 and turns_flags():
                 yield {name: not value}
         elif isinstance(value, float):

@@ -128,10 +128,13 @@ impl Joined {
             functions.insert(name.clone(), Compiled::new(true)?);
         }
         let mut failure = None;
+        // A joint function within one is a part of it.
+        self.tracing.set(true);
         let results = functions[&name].apply(operands, &mut |placeholders| {
             let outcome = build(&placeholders).map_err(|error| failure = Some(error));
             Some(vec![outcome.ok()?])
         });
+        self.tracing.set(false);
         let mut results = results.map_err(|error| failure.unwrap_or(error))?;
         results.pop().ok_or_else(last_error)
     }
