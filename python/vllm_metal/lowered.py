@@ -24,7 +24,7 @@ from vllm.v1.kv_cache_interface import (
 from vllm_metal import envs
 from vllm_metal._native import core
 from vllm_metal.attention import MetalAttentionMetadata
-from vllm_metal.capture import IrOps, capture
+from vllm_metal.capture import TOKEN_TYPE_IDS, IrOps, capture
 from vllm_metal.capture.construct import drop_storage
 from vllm_metal.islands import run_island
 from vllm_metal.plan_cache import PlanCache
@@ -319,23 +319,24 @@ class LoweredModel:
     ) -> HiddenStates:
         """As `step`, with one group of layers and its metadata given."""
         attention = dict.fromkeys(self.plan.layers, attention_metadata)
-        return self._begin(self._inputs(input_ids, positions), attention)
+        return self._begin(self._inputs(input_ids, positions, None), attention)
 
     def step(
         self,
         input_ids: torch.Tensor,
         positions: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
         sampled: tuple[SampledTokens, list[tuple[int, int]]] | None = None,
     ) -> HiddenStates:
         """Hidden states of a step's tokens under vLLM's current forward context.
 
         input_ids int32[num_tokens], of which those in the places of `sampled` are the last
-        step's tokens (`SampledTokens.in_place`); positions int64[num_tokens]. Nothing is computed
-        yet: where they are used, ValueError is raised, before anything runs, for an index out of
-        range.
+        step's tokens (`SampledTokens.in_place`); positions int64[num_tokens]; token_type_ids
+        int32[num_tokens], or None where all are 0. Nothing is computed yet: where they are used,
+        ValueError is raised, before anything runs, for an index out of range.
         """
         attention = _attention(get_forward_context().attn_metadata, input_ids.shape[0])
-        inputs = self._inputs(input_ids, positions)
+        inputs = self._inputs(input_ids, positions, token_type_ids)
         if sampled and "input_ids" in inputs:
             tokens, places = sampled
             inputs["input_ids"] = tokens.in_place(input_ids, places)
@@ -347,10 +348,23 @@ class LoweredModel:
         self._last = _Step(self._model, inputs, attention)
         return HiddenStates(self._last)
 
-    def _inputs(self, input_ids: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
-        # vLLM's runner writes the next step's into the same tensors.
-        given = {"input_ids": input_ids, "positions": positions}
-        return {name: tensor.clone() for name, tensor in given.items() if name in self._input_names}
+    def _inputs(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        token_type_ids: torch.Tensor | None,
+    ) -> dict[str, Any]:
+        given = {
+            "input_ids": input_ids,
+            "positions": positions,
+            TOKEN_TYPE_IDS: token_type_ids,
+        }
+        # Copies: vLLM's runner writes the next step's into the same tensors.
+        return {
+            name: torch.zeros_like(input_ids) if tensor is None else tensor.clone()
+            for name, tensor in given.items()
+            if name in self._input_names
+        }
 
     def compute_logits(self, hidden: HiddenStates) -> torch.Tensor:
         """float[num_rows, vocab_size] on the CPU; here the step is computed."""

@@ -301,11 +301,12 @@ class LoweredModelRunner(MetalModelRunner):
         positions: torch.Tensor | None = None,
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> HiddenStates:
         if input_ids is None or positions is None or inputs_embeds is not None or model_kwargs:
             raise ValueError("inputs other than token ids and positions are not lowered yet")
-        return self.lowered.step(input_ids, positions, self._sampled)
+        return self.lowered.step(input_ids, positions, token_type_ids, self._sampled)
 
     def _pool(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         return super()._pool(hidden_states.torch(), *args, **kwargs)

@@ -13,7 +13,7 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.model_loader import get_model_loader
 
 from vllm_metal._native import core
-from vllm_metal.capture import IrOps, construct, fill_parameters, prefill
+from vllm_metal.capture import IrOps, construct, fill_parameters, gives_logits, prefill
 from vllm_metal.lowered import LoweredModel, Lowering, lower
 
 # Prompts of these lengths, each cut into a prefill, a chunk and single tokens.
@@ -58,7 +58,7 @@ def verify(model_path: str, vllm_config: VllmConfig, ir_ops: IrOps = "whole") ->
     checkpoint. Raises ValueError for a model without a logits head."""
     start = time.perf_counter()
     model = _load(model_path, vllm_config)
-    if not hasattr(model, "compute_logits"):
+    if not gives_logits(model, vllm_config):
         raise ValueError("--verify compares logits, and this model has none")
     lowering = lower(model, vllm_config, ir_ops=ir_ops)
     limit = vllm_config.model_config.max_model_len

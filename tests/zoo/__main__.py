@@ -18,7 +18,7 @@ from zoo.registry import cases
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="parts of names")
-    parser.add_argument("--only", choices=["both", "vllm"], help="which registries know it")
+    parser.add_argument("--only", choices=["both", "vllm", "pooled"], help="a part of the table")
     parser.add_argument(
         "--variant", metavar="SEED", default="", help="other configurations, see zoo/draw.py"
     )
@@ -36,7 +36,7 @@ def main() -> int:
             case
             for case in known
             if (not options.names or any(name in case.architecture for name in options.names))
-            and (options.only is None or case.in_transformers == (options.only == "both"))
+            and options.only in (None, case.part)
         ]
         for outcome in pool.run(chosen):
             rows[outcome.case.architecture] = outcome

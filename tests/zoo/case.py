@@ -6,7 +6,7 @@ import json
 import os
 import time
 import traceback
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +33,27 @@ ENGINE = {
 """Arguments of vLLM's `LLM`. A step takes fewer tokens than the prompts have, so one is cut; models
 of text and images are asked for text, without which they insist on a processor of images."""
 
+POOLING = {
+    "runner": "pooling",
+    "max_num_batched_tokens": ENGINE["max_model_len"],
+    "skip_tokenizer_init": False,
+}
+"""And of models that pool: encoders take a prompt whole, and vLLM insists on a tokenizer."""
+
 
 @dataclass(frozen=True)
 class Case:
-    """An architecture of vLLM's registry. `in_transformers`: Hugging Face can build it too."""
+    """An architecture of vLLM's registry. `in_transformers`: Hugging Face can build it too;
+    `pools`: it gives embeddings or scores, not text."""
 
     architecture: str
     in_transformers: bool
+    pools: bool = False
+
+    @property
+    def part(self) -> str:
+        """Of the table."""
+        return "pooled" if self.pools else "both" if self.in_transformers else "vllm"
 
 
 @dataclass
@@ -90,8 +104,8 @@ class Outcome:
     @staticmethod
     def fromdict(row: dict[str, Any]) -> "Outcome":
         """What `asdict` wrote, without the answers."""
-        rest = {key: row[key] for key in row if key not in ("architecture", "in_transformers")}
-        return Outcome(Case(row["architecture"], row["in_transformers"]), **rest)
+        case = {field.name: row.pop(field.name) for field in fields(Case) if field.name in row}
+        return Outcome(Case(**case), **row)
 
 
 def run(case: Case, directory: Path, added: list[str], torch: bool = False) -> Outcome:
@@ -119,8 +133,10 @@ def prepare(
 
     Raises what building the model raises.
     """
-    from zoo import checkpoint, differences, synthetic
-    from zoo.compare import LENGTHS, log_probabilities, prompts, sees_whole_prompt
+    from serving.checkpoints import tokenizer
+
+    from zoo import checkpoint, differences, pooled, synthetic
+    from zoo.compare import LENGTHS, sees_whole_prompt
 
     if not case.in_transformers:
         from vllm.model_executor.model_loader import dummy_loader
@@ -131,14 +147,19 @@ def prepare(
         return None, ENGINE | {"load_format": "dummy"}, ""
     model = checkpoint.build(case.architecture, directory)
     changed = differences.adjust(model, case.architecture)
-    log_probabilities(model, prompts()[1], [])  # Hugging Face's model itself must run
+    checkpoint.answer(model)  # Hugging Face's model itself must run
     _add_keys(directory / "config.json", added)
-    whole = {"max_num_batched_tokens": max(LENGTHS)} if sees_whole_prompt(model.config) else {}
-    return model, ENGINE | whole, changed
+    options = ENGINE
+    if case.pools:
+        options = ENGINE | POOLING | {"pooler_config": {"task": pooled.task(case.architecture)}}
+        tokenizer().save_pretrained(directory)
+    if sees_whole_prompt(model.config):
+        options = options | {"max_num_batched_tokens": max(LENGTHS)}
+    return model, options, changed
 
 
 def _run(directory: Path, added: list[str], outcome: Outcome) -> None:
-    from zoo.compare import ask, compare
+    from zoo import compare, pooled
     from zoo.sizes import seed
 
     model, options, outcome.reason = prepare(outcome.case, directory, added)
@@ -151,7 +172,10 @@ def _run(directory: Path, added: list[str], outcome: Outcome) -> None:
     llm = LLM(model=str(directory), **options)
     _describe(llm, outcome)
     outcome.result = "failed to run"
-    answers = ask(llm)
+    if (case := outcome.case).pools:
+        answers = pooled.ask(llm, pooled.task(case.architecture))
+    else:
+        answers = compare.ask(llm)
     outcome.answers = [answer.logprobs for answer in answers]
     if not any(max(step.values()) > min(step.values()) for of in outcome.answers for step in of):
         # Equal answers of this would prove nothing.
@@ -160,10 +184,10 @@ def _run(directory: Path, added: list[str], outcome: Outcome) -> None:
     if model is None:
         outcome.result = "ran"
         return
-    comparison = compare(model, answers)
+    comparison = (pooled if case.pools else compare).compare(model, answers)
     outcome.largest_difference = comparison.largest_difference
     outcome.result = "passed" if comparison.equal else "differs"
-    if not comparison.equal:
+    if comparison.different_tokens:
         wrong = f"{comparison.different_tokens} greedy tokens are not Hugging Face's"
         outcome.reason = "; ".join(filter(None, [outcome.reason, wrong]))
 

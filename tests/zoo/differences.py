@@ -163,7 +163,7 @@ DIFFERENCES = {
         _unlimited_steps,
     ),
 }
-"""By architecture."""
+"""By architecture; those of a model that generates are those of its classifier, too."""
 
 WHERE_DRAWN = (
     # models/deepseek_v2.py: the norms of latents have the model's epsilon.
@@ -294,10 +294,14 @@ FORMATS = {
 """By architecture."""
 
 
+def _body(architecture: str) -> str:
+    return architecture.replace("ForSequenceClassification", "ForCausalLM")
+
+
 def rename(path: Path, model: PreTrainedModel, architecture: str) -> None:
     """Rewrite a safetensors file as vLLM's loader of that architecture expects it."""
-    if architecture in FORMATS:
-        tensors = FORMATS[architecture].change(load_file(path), model)
+    if (name := _body(architecture)) in FORMATS:
+        tensors = FORMATS[name].change(load_file(path), model)
         save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -308,9 +312,9 @@ def adjust(model: PreTrainedModel, architecture: str) -> str:
     if seed():
         for change in WHERE_DRAWN:
             change(model)
-    if architecture in DIFFERENCES:
-        DIFFERENCES[architecture].adjust(model)
-        said.append(f"{CHANGED}, as in vLLM: {DIFFERENCES[architecture].said}")
-    if architecture in FORMATS:
-        said.append(f"checkpoint changed, for vLLM: {FORMATS[architecture].said}")
+    if (name := _body(architecture)) in DIFFERENCES:
+        DIFFERENCES[name].adjust(model)
+        said.append(f"{CHANGED}, as in vLLM: {DIFFERENCES[name].said}")
+    if name in FORMATS:
+        said.append(f"checkpoint changed, for vLLM: {FORMATS[name].said}")
     return "; ".join(said)

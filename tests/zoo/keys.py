@@ -43,7 +43,6 @@ _VALUES: dict[str, Any] = {
     "ngram_vocab_size_ratio": 2,
     "original_rope": True,
     "param_sink_number": 0,
-    "position_embedding_type": "rope",
     "position_layers": ["rope", "nope"] * (MOST_LAYERS // 2),
     "query_key_norm": True,
     "query_pre_attn_scalar": 16,
@@ -203,6 +202,8 @@ def value(name: str, config: dict[str, Any]) -> Any:
     if name in (by_layer := _by_layer()):
         kinds = by_layer[name]
         return [kinds[layer % len(kinds)] for layer in range(config["num_hidden_layers"])]
+    if name == "position_embedding_type":
+        return "rope" if config.get("rope_parameters") else "absolute"
     if name == "n_layer":
         return config["num_hidden_layers"]
     if name == "rotary_dim":
@@ -222,6 +223,7 @@ _WITHOUT_CLASS: dict[str, Any] = {
     "mhc": False,
     "mla_use_nope": True,
     "partial_rotary_factor": 0.5,
+    "position_embedding_type": "rope",
     "swiglu_alpha": 1.702,
     "swiglu_beta": 1.0,
     "swiglu_limit": 7.0,

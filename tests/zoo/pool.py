@@ -85,7 +85,7 @@ class Pool:
             added.append(missing[1])
         if outcome.result == "differs":
             self._ask_torch(case, added, outcome)
-        elif outcome.result.startswith("failed to") and self._seed:
+        elif outcome.result.startswith("failed to") and (self._seed or case.pools):
             self._ask_whether_refused(case, added, outcome)
         if outcome.result == "ran":
             self._judge_by_torch(case, added, outcome)
@@ -113,7 +113,8 @@ class Pool:
             outcome.reason += f"; vLLM's PyTorch model {torch.result}: {torch.reason}"
 
     def _ask_whether_refused(self, case: Case, added: list[str], outcome: Outcome) -> None:
-        """A configuration that was drawn may be one that vLLM's own model has no code for."""
+        """A configuration that was drawn may be one that vLLM's own model has no code for, and not
+        every model can be made to pool."""
         torch = self._run_once(case, added, torch=True)
         # PyTorch ends such an error with a bracket more where it only traces.
         ours, theirs = (one.reason.rstrip(")") for one in (outcome, torch))

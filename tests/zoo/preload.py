@@ -11,7 +11,8 @@ import vllm_metal.runner
 import vllm_metal.worker  # noqa: F401
 import zoo.case
 import zoo.checkpoint
-import zoo.compare  # noqa: F401
+import zoo.compare
+import zoo.pooled  # noqa: F401
 
 # vLLM asks a child process about a model class that it meets for the first time, because importing
 # the class could start CUDA. There is none here, and the child would import vLLM again.

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text-generation architectures that vLLM registers, and what transformers knows of each."""
+"""The text architectures that vLLM registers, and what transformers knows of each."""
 
 from zoo.case import Case
 
 
 def cases() -> list[Case]:
-    """All of vLLM's text-generation architectures, those in both registries first."""
+    """All that vLLM runs: those that generate text, in both registries first, then those that
+    pool."""
+    return [*_generating(), *_pooling()]
+
+
+def _generating() -> list[Case]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from vllm.model_executor.models import registry
 
@@ -17,3 +22,33 @@ def cases() -> list[Case]:
         Case(name, name in causal) for name in registry._TEXT_GENERATION_MODELS if name in known
     ]
     return sorted(found, key=lambda case: (not case.in_transformers, case.architecture.lower()))
+
+
+def _pooling() -> list[Case]:
+    """Of vLLM's models that pool text those that transformers has, and classifiers with the body of
+    one that generates, which vLLM makes of it."""
+    import transformers
+    from vllm.model_executor.models import registry
+
+    generate = registry._TEXT_GENERATION_MODELS
+    known = {
+        *registry._EMBEDDING_MODELS,
+        *registry._LATE_INTERACTION_MODELS,
+        *registry._REWARD_MODELS,
+        *registry._TOKEN_CLASSIFICATION_MODELS,
+        *registry._SEQUENCE_CLASSIFICATION_MODELS,
+    }
+    of_images = {
+        name
+        for name in known
+        if (model := registry.ModelRegistry._try_inspect_model_cls(name)) is None
+        or model.supports_multimodal
+    }
+    suffix = "ForSequenceClassification"
+    classifiers = {
+        name
+        for name in dir(transformers)
+        if name.endswith(suffix) and f"{name.removesuffix(suffix)}ForCausalLM" in generate
+    }
+    names = {name for name in known if hasattr(transformers, name)} - of_images - generate.keys()
+    return [Case(name, True, pools=True) for name in sorted(names | classifiers, key=str.lower)]

@@ -149,7 +149,7 @@ _RULES: list[tuple[str, Callable[[int, dict[str, Any]], int]]] = [
     (r"topk_group", _chosen_groups),
     (r"zero_expert_num", _fixed(4)),
     # positions
-    (r"sliding_window(_size)?", _size("window")),
+    (r"sliding_window(_size)?|local_attention", _size("window")),
     (r"attention_chunk_size", _fixed(32)),  # vLLM wants whole blocks
     (r"floor_scale", _fixed(16)),
     (r"index_topk", _fixed(16)),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Captures a vLLM model: backbone and logits head, each a graph over a symbolic row count."""
 
+import inspect
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,16 @@ from vllm_metal.capture.trace import Trace
 from vllm_metal.fx import Node, document_bytes, graph_json, live_nodes
 
 IrOps = Literal["whole", "decomposed"]
+
+TOKEN_TYPE_IDS = "token_type_ids"
+"""The argument of models that read pairs of texts: which of the two a token is of."""
+
+
+def gives_logits(model: nn.Module, vllm_config: VllmConfig) -> bool:
+    """Whether the model has a head. One that vLLM adapts to pooling keeps `compute_logits`, and
+    not the layers that it calls."""
+    pools = vllm_config.model_config.runner_type == "pooling"
+    return hasattr(model, "compute_logits") and not pools
 
 
 @dataclass
@@ -75,7 +86,7 @@ class _Capture:
         backbone, hidden = self._graph("backbone", "num_tokens", self._run_backbone)
         middle = time.perf_counter()
         graphs = [backbone]
-        if hasattr(self.model, "compute_logits"):
+        if gives_logits(self.model, self.vllm_config):
             logits, _ = self._graph(
                 "logits", "num_rows", lambda trace, rows: self._run_logits(trace, rows, hidden)
             )
@@ -117,12 +128,16 @@ class _Capture:
         input_ids = trace.input("input_ids", (tokens,), torch.int32)
         shape = (3, tokens) if self.vllm_config.model_config.uses_mrope else (tokens,)
         positions = trace.input("positions", shape, torch.int64)
+        further = {}
+        if TOKEN_TYPE_IDS in inspect.signature(self.model.forward).parameters:
+            further[TOKEN_TYPE_IDS] = trace.input(TOKEN_TYPE_IDS, (tokens,), torch.int32)
         # By keyword, as vLLM's runner calls it: the order differs between models.
         return self.model(
             input_ids=input_ids,
             positions=positions,
             intermediate_tensors=None,
             inputs_embeds=None,
+            **further,
         )
 
     def _run_logits(self, trace: Trace, rows: torch.SymInt, hidden: Any) -> Any:
