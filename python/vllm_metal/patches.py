@@ -33,6 +33,7 @@ REPLACEMENTS = {
     f"{_FLA}.kda": "vllm_metal.fused.delta_gate",
     "vllm.model_executor.models.bailing_moe_v3": "vllm_metal.recurrent.bailing_delta",
     "vllm.model_executor.models.k2_horizon": "vllm_metal.fused.expert_values",
+    "vllm.model_executor.models.transformers.moe": "vllm_metal.layers.transformers_experts",
     "vllm.models.beam.nvidia.activation": "vllm_metal.fused.activation",
     "vllm.models.beam.nvidia.attention_ops": "vllm_metal.fused.attention_inputs",
     "vllm.models.beam.nvidia.layernorm": "vllm_metal.fused.residual_norm",

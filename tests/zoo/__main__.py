@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from zoo import coverage
-from zoo.case import Outcome
+from zoo.case import Outcome, Part
 from zoo.pool import Pool
 from zoo.registry import cases
 
@@ -18,7 +18,7 @@ from zoo.registry import cases
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="parts of names")
-    parser.add_argument("--only", choices=["both", "vllm", "pooled"], help="a part of the table")
+    parser.add_argument("--only", choices=list(Part), help="a part of the table")
     parser.add_argument(
         "--variant", metavar="SEED", default="", help="other configurations, see zoo/draw.py"
     )

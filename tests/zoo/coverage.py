@@ -4,7 +4,7 @@
 from collections import Counter
 
 from vllm_metal import patches
-from zoo.case import CHANGED, Outcome
+from zoo.case import CHANGED, Outcome, Part
 
 _HEADER = """<!-- SPDX-License-Identifier: Apache-2.0 -->
 <!-- Written by `make coverage`. -->
@@ -31,6 +31,13 @@ streams are None (`python/vllm_metal/cuda_placeholder.py`).
 
 | of vLLM | in its place |
 |---|---|"""
+
+_TITLES = {
+    Part.BOTH: "In vLLM and transformers",
+    Part.VLLM: "In vLLM alone",
+    Part.TRANSFORMERS: "In transformers alone, through vLLM's back-end for its models",
+    Part.POOLED: "Embeddings and scores",
+}
 
 GOOD = ("passed", "as vLLM")
 
@@ -95,10 +102,7 @@ def _patch_points() -> str:
 
 
 def _groups(outcomes: list[Outcome]) -> list[tuple[str, list[Outcome]]]:
-    generating = [o for o in outcomes if not o.case.pools]
     groups = [
-        ("In vLLM and transformers", [o for o in generating if o.case.in_transformers]),
-        ("In vLLM alone", [o for o in generating if not o.case.in_transformers]),
-        ("Embeddings and scores", [o for o in outcomes if o.case.pools]),
+        (title, [o for o in outcomes if o.case.part == part]) for part, title in _TITLES.items()
     ]
     return [(title, group) for title, group in groups if group]

@@ -294,13 +294,13 @@ FORMATS = {
 """By architecture."""
 
 
-def _body(architecture: str) -> str:
+def body(architecture: str) -> str:
     return architecture.replace("ForSequenceClassification", "ForCausalLM")
 
 
 def rename(path: Path, model: PreTrainedModel, architecture: str) -> None:
     """Rewrite a safetensors file as vLLM's loader of that architecture expects it."""
-    if (name := _body(architecture)) in FORMATS:
+    if (name := body(architecture)) in FORMATS:
         tensors = FORMATS[name].change(load_file(path), model)
         save_file(tensors, path, metadata={"format": "pt"})
 
@@ -312,7 +312,7 @@ def adjust(model: PreTrainedModel, architecture: str) -> str:
     if seed():
         for change in WHERE_DRAWN:
             change(model)
-    if (name := _body(architecture)) in DIFFERENCES:
+    if (name := body(architecture)) in DIFFERENCES:
         DIFFERENCES[name].adjust(model)
         said.append(f"{CHANGED}, as in vLLM: {DIFFERENCES[name].said}")
     if name in FORMATS:

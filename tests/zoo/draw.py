@@ -8,7 +8,7 @@ from random import Random
 
 from transformers import PretrainedConfig
 
-from zoo.differences import NOT_FOLLOWED, Fields
+from zoo.differences import NOT_FOLLOWED, Fields, body
 from zoo.shrink import shrink
 from zoo.sizes import MAX_POSITIONS, SIZES, seed, turns_flags
 
@@ -55,7 +55,7 @@ def configuration(
             refused = error
     else:
         raise refused
-    ignored = NOT_FOLLOWED.get(architecture, lambda change: False)
+    ignored = NOT_FOLLOWED.get(body(architecture), lambda change: False)
     for change in changes(config.to_dict(), random):
         if ignored(change):
             continue

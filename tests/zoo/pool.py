@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from zoo import sizes
-from zoo.case import Case, Outcome, run, set_environment
+from zoo.case import Case, Outcome, Part, run, set_environment
 
 CPU_SECONDS = 120
 """Limit of a case's processor time; most take under ten. Elapsed time depends on other programs."""
 ELAPSED_SECONDS = 300
 MOST_TRIES = 8
 """Runs of a case, each with one more of the keys that its configuration turns out to lack."""
+
+_TRIED = (Part.TRANSFORMERS, Part.POOLED)
+"""Parts with models that vLLM was not written for, and that it refuses some of."""
 
 
 class Pool:
@@ -85,7 +88,7 @@ class Pool:
             added.append(missing[1])
         if outcome.result == "differs":
             self._ask_torch(case, added, outcome)
-        elif outcome.result.startswith("failed to") and (self._seed or case.pools):
+        elif outcome.result.startswith("failed to") and (self._seed or case.part in _TRIED):
             self._ask_whether_refused(case, added, outcome)
         if outcome.result == "ran":
             self._judge_by_torch(case, added, outcome)
@@ -113,13 +116,12 @@ class Pool:
             outcome.reason += f"; vLLM's PyTorch model {torch.result}: {torch.reason}"
 
     def _ask_whether_refused(self, case: Case, added: list[str], outcome: Outcome) -> None:
-        """A configuration that was drawn may be one that vLLM's own model has no code for, and not
-        every model can be made to pool."""
+        """A configuration that was drawn may be one that vLLM's own model has no code for."""
         torch = self._run_once(case, added, torch=True)
         # PyTorch ends such an error with a bracket more where it only traces.
         ours, theirs = (one.reason.rstrip(")") for one in (outcome, torch))
         if torch.result.startswith("failed to") and ours == theirs:
-            by_hugging_face = case.in_transformers and outcome.result == "failed to build"
+            by_hugging_face = case.part != Part.VLLM and outcome.result == "failed to build"
             where = "Hugging Face" if by_hugging_face else "vLLM"
             outcome.result = f"refused by {where}"
         else:

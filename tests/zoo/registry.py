@@ -1,30 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text architectures that vLLM registers, and what transformers knows of each."""
+"""The text architectures that vLLM runs: what it registers, and what transformers has."""
 
-from zoo.case import Case
+from collections.abc import Iterable
+
+from zoo.case import Case, Part
 
 
 def cases() -> list[Case]:
-    """All that vLLM runs: those that generate text, in both registries first, then those that
-    pool."""
-    return [*_generating(), *_pooling()]
-
-
-def _generating() -> list[Case]:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    """All of them, part by part."""
     from vllm.model_executor.models import registry
 
-    causal: set[str] = set()
-    for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        causal.update([names] if isinstance(names, str) else names)
     known = registry.ModelRegistry.get_supported_archs()
-    found = [
-        Case(name, name in causal) for name in registry._TEXT_GENERATION_MODELS if name in known
+    generate = registry._TEXT_GENERATION_MODELS.keys() & known
+    causal = _causal()
+    return [
+        *_of(Part.BOTH, generate & causal),
+        *_of(Part.VLLM, generate - causal),
+        *_of(Part.TRANSFORMERS, filter(_has_back_end, causal - known)),
+        *_of(Part.POOLED, _pooling()),
     ]
-    return sorted(found, key=lambda case: (not case.in_transformers, case.architecture.lower()))
 
 
-def _pooling() -> list[Case]:
+def _of(part: Part, names: Iterable[str]) -> list[Case]:
+    return [Case(name, part) for name in sorted(names, key=str.lower)]
+
+
+def _causal() -> set[str]:
+    """What transformers has to generate text."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    names: set[str] = set()
+    for listed in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        names.update([listed] if isinstance(listed, str) else listed)
+    return names
+
+
+def _has_back_end(name: str) -> bool:
+    """Whether vLLM runs transformers' own class of a text model with its attention in it."""
+    import transformers
+
+    model_class = getattr(transformers, name, None)
+    return (
+        model_class is not None
+        and model_class.is_backend_compatible()
+        and not model_class.config_class.sub_configs
+    )
+
+
+def _pooling() -> set[str]:
     """Of vLLM's models that pool text those that transformers has, and classifiers with the body of
     one that generates, which vLLM makes of it."""
     import transformers
@@ -51,4 +74,4 @@ def _pooling() -> list[Case]:
         if name.endswith(suffix) and f"{name.removesuffix(suffix)}ForCausalLM" in generate
     }
     names = {name for name in known if hasattr(transformers, name)} - of_images - generate.keys()
-    return [Case(name, True, pools=True) for name in sorted(names | classifiers, key=str.lower)]
+    return names | classifiers

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.case import TOLERANCE, Case, Outcome
+from zoo.case import TOLERANCE, Case, Outcome, Part
 from zoo.manners import MANNERS, Served, serve
 from zoo.pool import Pool
 
@@ -41,7 +41,7 @@ def pool() -> Iterator[Pool]:
 
 
 def served(pool: Pool, kind: str, manner: str) -> Served:
-    case = Case(KINDS[kind], in_transformers=kind not in IN_VLLM_ALONE)
+    case = Case(KINDS[kind], Part.VLLM if kind in IN_VLLM_ALONE else Part.BOTH)
     with tempfile.TemporaryDirectory(prefix="manners-") as directory:
         return pool.call(serve, case, Path(directory), manner)
 
@@ -55,7 +55,7 @@ SAMPLE = ("gated delta net",)
     [kind if kind in SAMPLE else pytest.param(kind, marks=pytest.mark.sweep) for kind in KINDS],
 )
 def test_the_manner_of_serving_changes_no_answer(pool: Pool, kind: str) -> None:
-    case = Case(KINDS[kind], in_transformers=True)
+    case = Case(KINDS[kind])
     expected = Outcome(case, answers=served(pool, kind, "one by one").answers)
     assert expected.answers and all(map(len, expected.answers))
     for manner in MANNERS.keys() - {"one by one"}:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zoo import coverage
-from zoo.case import Case
+from zoo.case import Case, Part
 from zoo.pool import Pool
 from zoo.registry import cases
 
@@ -53,7 +53,7 @@ def assert_no_drawn_one_differs(choose: Callable[[Case], bool], seed: str, flags
     good = (*coverage.GOOD, "refused by vLLM", "refused by Hugging Face")
     usual = coverage.read(TABLE.read_text(encoding="utf-8"))
     with Pool(seed=seed, flags=flags) as pool:
-        both = [case for case in pool.call(cases) if case.part == "both" and choose(case)]
+        both = [case for case in pool.call(cases) if case.part == Part.BOTH and choose(case)]
         works = [case for case in both if usual[case.architecture] in coverage.GOOD]
         outcomes = list(pool.run(works))
     assert outcomes
