@@ -206,11 +206,25 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
         raise ValueError(f"--attention-backend {backend.name} does not run here; leave it out.")
     if vllm_config.speculative_config is not None:
         raise ValueError("--speculative-config: vllm-metal does not speculate yet; leave it out.")
-    if vllm_config.lora_config is not None and envs.USE_MLX.value():
+    if vllm_config.kv_transfer_config is not None or vllm_config.cache_config.kv_offloading_size:
         raise ValueError(
-            f"--enable-lora: adapters are not lowered to MLX yet; {envs.USE_MLX.name}=0 runs them "
-            "in PyTorch, slowly."
+            "--kv-transfer-config, --kv-offloading-size: the KV cache stays in one memory, which "
+            "CPU and GPU share; leave it out."
         )
+    if vllm_config.aux_output_config.enabled:
+        raise ValueError(
+            "--enable-return-routed-experts: vLLM's V1 model runner has none; leave it out."
+        )
+    embeds = vllm_config.model_config and vllm_config.model_config.enable_prompt_embeds
+    for option, is_given in (
+        ("--enable-lora: adapters", vllm_config.lora_config is not None),
+        ("--enable-prompt-embeds: prompts of embeddings", embeds),
+    ):
+        if is_given and envs.USE_MLX.value():
+            raise ValueError(
+                f"{option} are not lowered to MLX yet; {envs.USE_MLX.name}=0 runs them in PyTorch, "
+                "slowly."
+            )
     if vllm_config.offload_config.uva.cpu_offload_gb > 0:
         raise ValueError("--cpu-offload-gb: CPU and GPU share their memory; leave it out.")
     if vllm_envs.VLLM_SSM_CONV_STATE_LAYOUT == "DS":

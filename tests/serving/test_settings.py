@@ -99,6 +99,11 @@ def test_block_size(vllm_config, monkeypatch):
         ({"attention_backend": "FLASH_ATTN"}, "--attention-backend"),
         ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative"),
         ({"quantization": "awq"}, "awq"),
+        ({"kv_offloading_size": 1.0}, "--kv-offloading-size"),
+        ({"kv_transfer_config": {"kv_connector": "X", "kv_role": "kv_both"}}, "--kv-transfer-conf"),
+        ({"enable_lora": True}, "--enable-lora"),
+        ({"enable_prompt_embeds": True}, "--enable-prompt-embeds"),
+        ({"enable_return_routed_experts": True}, "--enable-return-routed-experts"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(vllm_config, options, named):
