@@ -110,6 +110,13 @@ class MetalWorker(Worker):
     def compile_or_warm_up_model(self) -> CompilationTimes:
         return CompilationTimes(language_model=0.0, encoder=0.0)
 
+    def sleep(self, level: int = 1) -> None:
+        """Raises ValueError: vLLM has paused by then, and `wake_up` goes on."""
+        raise ValueError(
+            f"sleep level {level} would move weights out of the device's memory, and there is only "
+            "one memory here; level 0 pauses."
+        )
+
     def synchronize_device(self) -> None:
         """Every step has been computed when it returns."""
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import vllm.envs
+from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 
 from vllm_metal import envs, memory, register
@@ -136,3 +137,15 @@ def test_memory_of_a_container(monkeypatch):
     monkeypatch.setattr(memory, "get_cgroup_memory_usage", lambda: 5 * 10**8)
     assert memory.total_memory() == 2 * 10**9
     assert memory.available_memory() == 15 * 10**8
+
+
+def test_sleep_is_refused_and_serving_goes_on(models, make_engine):
+    requests = [{"prompt_token_ids": [5, 6, 7]}]
+    params = SamplingParams(temperature=0, max_tokens=4, detokenize=False)
+    with make_engine(models("llama").name_or_path) as llm:
+        before = llm.generate(requests, params, use_tqdm=False)[0].outputs[0].token_ids
+        with pytest.raises(ValueError, match="level 0 pauses"):
+            llm.sleep()
+        llm.wake_up()
+        after = llm.generate(requests, params, use_tqdm=False)[0].outputs[0].token_ids
+    assert before == after
