@@ -107,7 +107,8 @@ def test_block_size(vllm_config, monkeypatch):
         ({"enable_return_routed_experts": True}, "--enable-return-routed-experts"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused(vllm_config, options, named):
+def test_what_cannot_be_honoured_is_refused(vllm_config, monkeypatch, options, named):
+    monkeypatch.setenv("VLLM_METAL_USE_MLX", "1")
     with pytest.raises((ValueError, NotImplementedError), match=named):
         vllm_config(**options)
 
