@@ -319,7 +319,7 @@ class LoweredModel:
     ) -> HiddenStates:
         """As `step`, with one group of layers and its metadata given."""
         attention = dict.fromkeys(self.plan.layers, attention_metadata)
-        return self._begin(self._inputs(input_ids, positions, None), attention)
+        return self._begin(self._inputs(input_ids, positions), attention)
 
     def step(
         self,
@@ -352,7 +352,7 @@ class LoweredModel:
         self,
         input_ids: torch.Tensor,
         positions: torch.Tensor,
-        token_type_ids: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None = None,
     ) -> dict[str, Any]:
         given = {
             "input_ids": input_ids,

@@ -71,7 +71,7 @@ def test_a_model_that_generates_embeds_in_steps_of_any_size(
     requests = [{"prompt_token_ids": prompt} for prompt in prompts]
     with torch.no_grad():
         states = [model.model(torch.tensor([p])).last_hidden_state[0, -1] for p in prompts]
-    for options in ({}, {"max_num_batched_tokens": 16}, {"enable_prefix_caching": False}):
+    for options in ({}, {"max_num_batched_tokens": 16}):
         with make_engine(tmp_path, **POOLING | options) as llm:
             outputs = llm.embed(requests, use_tqdm=False)
         for output, state in zip(outputs, states, strict=True):
