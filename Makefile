@@ -59,7 +59,7 @@ bench: setup
 ops: setup
 	cd tests && ../$(bin)/python -m ops
 
-# Every text architecture that vLLM knows, tiny: an hour or so.
+# Every text architecture that vLLM runs, tiny: a quarter of an hour or so.
 coverage: setup
 	cd tests && ../$(bin)/python -m zoo --json ../.build/coverage.json --write ../docs/coverage.md
 

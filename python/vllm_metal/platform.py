@@ -213,7 +213,8 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
         )
     if vllm_config.aux_output_config.enabled:
         raise ValueError(
-            "--enable-return-routed-experts: vLLM's V1 model runner has none; leave it out."
+            "--enable-return-routed-experts: vLLM's V1 model runner keeps no record of them; "
+            "leave it out."
         )
     embeds = vllm_config.model_config and vllm_config.model_config.enable_prompt_embeds
     for option, is_given in (

@@ -305,7 +305,7 @@ class LoweredModelRunner(MetalModelRunner):
         **model_kwargs: Any,
     ) -> HiddenStates:
         if input_ids is None or positions is None or inputs_embeds is not None or model_kwargs:
-            raise ValueError("inputs other than token ids and positions are not lowered yet")
+            raise ValueError("inputs other than tokens and positions are not lowered yet")
         return self.lowered.step(input_ids, positions, token_type_ids, self._sampled)
 
     def _pool(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:

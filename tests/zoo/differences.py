@@ -295,6 +295,7 @@ FORMATS = {
 
 
 def body(architecture: str) -> str:
+    """The architecture that generates text with the same layers, of a classifier that has one."""
     return architecture.replace("ForSequenceClassification", "ForCausalLM")
 
 

@@ -25,8 +25,8 @@ ELAPSED_SECONDS = 300
 MOST_TRIES = 8
 """Runs of a case, each with one more of the keys that its configuration turns out to lack."""
 
-_TRIED = (Part.TRANSFORMERS, Part.POOLED)
-"""Parts with models that vLLM was not written for, and that it refuses some of."""
+_ADAPTED = (Part.TRANSFORMERS, Part.POOLED)
+"""Parts with models that vLLM makes of others, which it refuses to do with some."""
 
 
 class Pool:
@@ -88,7 +88,7 @@ class Pool:
             added.append(missing[1])
         if outcome.result == "differs":
             self._ask_torch(case, added, outcome)
-        elif outcome.result.startswith("failed to") and (self._seed or case.part in _TRIED):
+        elif outcome.result.startswith("failed to") and (self._seed or case.part in _ADAPTED):
             self._ask_whether_refused(case, added, outcome)
         if outcome.result == "ran":
             self._judge_by_torch(case, added, outcome)

@@ -42,6 +42,7 @@ def compare(model: PreTrainedModel, answers: list[Answer]) -> Comparison:
         if expected is None:
             raise ValueError(f"Hugging Face's model gives nothing of shape {list(found.shape)}")
         apart = (found - expected).abs().max().item()
+        # A NaN must not get lost in `max`.
         largest = max(largest, apart if apart == apart else float("inf"))
     return Comparison(largest, 0)
 
